@@ -1,0 +1,368 @@
+"""Checkpoint anatomy: every tensor with its statistics, what was never trained, and where the file comes from."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from f5lab import architectures, checkpoints, schedules
+from f5lab.checkpoints import Checkpoint
+from f5lab.diffs import layer_of, module_of
+from f5lab.errors import CheckpointError
+from f5lab.specs import Weights
+
+UNTOUCHED_TOLERANCE = 4.0
+"""How many half-precision units of rounding two collinear rows may be apart."""
+INIT_SPREAD = 0.03
+_UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+_ZERO_INIT = re.compile(r"(attn_norm(_[xc])?\.linear|norm_out\.linear|proj_out)\.(weight|bias)$|\.grn\.(gamma|beta)$")
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """One tensor: where it belongs, how it is stored, and statistics over its finite elements (None where none is).
+
+    `state` is "ok", "not finite", "zero as initialised" (upstream starts it at zero: it never learned), "zero"
+    (upstream does not: damaged) or "as initialised" (uniform within 1/sqrt(fan-in), torch's start for linear layers and
+    convolutions: hardly learned).
+    """
+
+    name: str
+    module: str
+    layer: int | None
+    shape: tuple[int, ...]
+    dtype: str
+    parameters: int
+    bytes: int
+    norm: float | None
+    mean: float | None
+    std: float | None
+    minimum: float | None
+    maximum: float | None
+    nan: int
+    inf: int
+    zero_share: float
+    state: str
+
+
+@dataclass(frozen=True)
+class RowTest:
+    """Rows of the text embedding that training never touched, and by which test.
+
+    Attributes
+    ----------
+    test : {"optimizer", "base", "raw-ema", "none"}
+        ``optimizer``: Adam's second moment of the row is exactly zero. ``base``: the row is the base's, shrunk by
+        weight decay at most. ``raw-ema``: raw and EMA rows are collinear and equally shrunk.
+    untouched : tuple of int
+        Row numbers; row 0 is the filler, row i + 1 belongs to vocab index i.
+    rows : int
+    norms : tuple of float
+        L2 norm of each row; N(0, 1), torch's start, gives sqrt(text_dim) +- 0.7.
+    limit : str
+        What this test can not tell.
+    """
+
+    test: str
+    untouched: tuple[int, ...]
+    rows: int
+    norms: tuple[float, ...]
+    limit: str
+
+
+def tensor_facts(weights: Mapping[str, Tensor]) -> list[TensorFacts]:
+    """Return the facts of every tensor, one at a time in float64."""
+    return [_facts(name, tensor) for name, tensor in weights.items()]
+
+
+def _facts(name: str, tensor: Tensor) -> TensorFacts:
+    values = tensor.detach().double().flatten()
+    nan, inf = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
+    finite = values[torch.isfinite(values)] if nan or inf else values
+    stats: dict[str, float | None] = dict.fromkeys(("norm", "mean", "std", "minimum", "maximum"))
+    if finite.numel():
+        low, high = torch.aminmax(finite)
+        norm, mean = float(torch.linalg.vector_norm(finite)), float(finite.mean())
+        std = math.sqrt(max(norm**2 / finite.numel() - mean**2, 0.0))
+        stats = {"norm": norm, "mean": mean, "std": std, "minimum": float(low), "maximum": float(high)}
+    return TensorFacts(
+        name=name,
+        module=module_of(name),
+        layer=layer_of(name),
+        shape=tuple(tensor.shape),
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        parameters=tensor.numel(),
+        bytes=tensor.numel() * tensor.element_size(),
+        **stats,
+        nan=nan,
+        inf=inf,
+        zero_share=float((values == 0).double().mean()) if values.numel() else 0.0,
+        state=_state(name, tensor, stats, bool(nan or inf)),
+    )
+
+
+def _state(name: str, tensor: Tensor, stats: Mapping[str, float | None], broken: bool) -> str:
+    if broken:
+        return "not finite"
+    if not stats["norm"]:
+        return "zero as initialised" if _ZERO_INIT.search(name) else "zero"
+    if name.endswith("weight") and tensor.dim() > 1 and not name.endswith("text_embed.text_embed.weight"):
+        bound = 1 / math.sqrt(math.prod(tensor.shape[1:]))
+        largest = max(-stats["minimum"], stats["maximum"])  # type: ignore[operator,type-var]
+        if largest <= bound * 1.001 and abs(stats["std"] * math.sqrt(3) / bound - 1) < INIT_SPREAD:  # type: ignore[operator]
+            return "as initialised"
+    return "ok"
+
+
+def modules(facts: list[TensorFacts]) -> list[dict[str, Any]]:
+    """Return tensors, parameters, bytes, dtypes, root mean square and states by module, in file order."""
+    groups: dict[str, list[TensorFacts]] = {}
+    for fact in facts:
+        groups.setdefault(fact.module, []).append(fact)
+    rows = []
+    for module, members in groups.items():
+        total = sum(f.parameters for f in members)
+        energy = sum((f.norm or 0.0) ** 2 for f in members)
+        odd = {f.state for f in members} - {"ok"}
+        rows.append(
+            {
+                "module": module,
+                "tensors": len(members),
+                "parameters": total,
+                "bytes": sum(f.bytes for f in members),
+                "dtypes": sorted({f.dtype for f in members}),
+                "rms": math.sqrt(energy / total) if total else None,
+                "not_finite": sum(f.nan + f.inf for f in members),
+                "odd": sorted(odd),
+            }
+        )
+    return rows
+
+
+def untouched_rows(checkpoint: Checkpoint, slot: Weights, base: Mapping[str, Tensor] | None = None) -> RowTest:
+    """Find text-embedding rows that no training text ever used.
+
+    A row whose symbol never occurs gets no gradient: Adam leaves it alone and weight decay only shrinks it. The best
+    test that the file allows is taken: optimizer, then base, then raw against EMA.
+    """
+    rows = checkpoint.weights(slot)[architectures.TEXT_EMBEDDING]
+    norms = tuple(torch.linalg.vector_norm(rows.double(), dim=1).tolist())
+    found = {"rows": len(rows), "norms": norms}
+    moment = _second_moment(checkpoint.optimizer, tuple(rows.shape))
+    if moment is not None:
+        untouched = tuple(torch.nonzero((moment == 0).all(dim=1)).flatten().tolist())
+        return RowTest(
+            "optimizer", untouched, limit="only since the optimizer was made: not what the base knew", **found
+        )
+    old = base.get(architectures.TEXT_EMBEDDING) if base is not None else None
+    if old is not None and old.shape[1:] == rows.shape[1:]:
+        limit = (
+            "rows touched once or twice move less than half precision shows; a row kept by other means looks the same"
+        )
+        return RowTest("base", _collinear(rows, old), limit=limit, **found)
+    if set(checkpoint.slots) == {"raw", "ema"}:
+        other = checkpoint.weights("ema" if slot == "raw" else "raw")[architectures.TEXT_EMBEDDING]
+        limit = (
+            "only since the EMA was last equal to the raw weights; means nothing where raw and EMA are the same file"
+        )
+        return RowTest("raw-ema", _collinear(rows, other), limit=limit, **found)
+    limit = (
+        "one set of weights and no optimizer: trained rows keep about the norm of N(0, 1) that all rows start with, "
+        "so the norm alone decides nothing; give the base"
+    )
+    return RowTest("none", (), limit=limit, **found)
+
+
+def _second_moment(optimizer: Mapping[str, Any] | None, shape: tuple[int, ...]) -> Tensor | None:
+    states = (optimizer or {}).get("state")
+    if not isinstance(states, Mapping):
+        return None
+    moments = [state.get("exp_avg_sq") for state in states.values() if isinstance(state, Mapping)]
+    same = [m for m in moments if isinstance(m, Tensor) and tuple(m.shape) == shape]
+    return same[0] if len(same) == 1 else None
+
+
+def _collinear(a: Tensor, b: Tensor) -> tuple[int, ...]:
+    """Rows of `a` that are the same row of `b` times a factor near 1, up to rounding; rows only in `a` left out."""
+    n = min(len(a), len(b))
+    unit = max(_UNIT.get(t.dtype, 2.0**-24) for t in (a, b))
+    x, y = a[:n].double(), b[:n].double()
+    factor = (x * y).sum(1) / (y * y).sum(1).clamp_min(1e-300)
+    apart = torch.linalg.vector_norm(x - factor[:, None] * y, dim=1)
+    near = apart <= UNTOUCHED_TOLERANCE * unit * torch.linalg.vector_norm(x, dim=1)
+    return tuple(torch.nonzero(near & ((factor - 1).abs() < 0.05)).flatten().tolist())
+
+
+@dataclass(frozen=True)
+class RowMatch:
+    """Which row of a base's text embedding each row of a fine-tune's is nearest to, by cosine; the filler row left out.
+
+    Attributes
+    ----------
+    nearest : tuple of int
+        Base index for each fine-tune index.
+    cosine : tuple of float
+    identity_share : float
+        Share of rows nearest to their own number: 1 where the vocab kept its order.
+    permutation : bool
+        Whether the match is one to one and not the identity: the vocab was reordered in between.
+    offset : int or None
+        The one offset that most moved rows share, where one does.
+    convincing : float
+        Share of rows whose best cosine is above 0.5: lower, and the two have nothing to do with each other.
+    """
+
+    nearest: tuple[int, ...]
+    cosine: tuple[float, ...]
+    identity_share: float
+    permutation: bool
+    offset: int | None
+    convincing: float
+
+
+def match_rows(weight: Tensor, base: Tensor) -> RowMatch:
+    """Match the rows of two text embeddings [shape=(vocab + 1, text_dim)] by cosine.
+
+    Raises
+    ------
+    CheckpointError
+        Their widths differ.
+    """
+    if weight.shape[1] != base.shape[1]:
+        raise CheckpointError(f"text embeddings {weight.shape[1]} and {base.shape[1]} wide", expected="equal widths")
+    x = torch.nn.functional.normalize(weight[1:].double(), dim=1)
+    y = torch.nn.functional.normalize(base[1:].double(), dim=1)
+    best, index = (x @ y.T).max(dim=1)
+    nearest, n = index.tolist(), len(x)
+    identity = [i == j for i, j in enumerate(nearest)]
+    moved = Counter(j - i for i, j in enumerate(nearest) if i != j)
+    offset = next((k for k, count in moved.most_common(1) if count > 0.5 * sum(moved.values()) and count > 2), None)
+    return RowMatch(
+        nearest=tuple(nearest),
+        cosine=tuple(best.tolist()),
+        identity_share=sum(identity) / n if n else 0.0,
+        permutation=len(set(nearest)) == n and not all(identity),
+        offset=offset,
+        convincing=float((best > 0.5).double().mean()) if n else 0.0,
+    )
+
+
+def provenance(checkpoint: Checkpoint) -> list[dict[str, str]]:
+    """Return what file name, counters and scheduler say about where the file comes from, and where they disagree."""
+    rows = [{"fact": "file name", "value": checkpoint.path.name, "means": _name_says(checkpoint)}]
+    update, step = checkpoint.update, checkpoint.ema_step
+    if update is not None:
+        rows.append({"fact": "update", "value": str(update), "means": "optimizer updates of this training"})
+    elif checkpoint.legacy_step is None:
+        rows.append({"fact": "update", "value": "absent", "means": "not resumable: a base, a pruned or converted file"})
+    if checkpoint.legacy_step is not None:
+        rows.append({
+            "fact": "top-level step", "value": str(checkpoint.legacy_step),
+            "means": "saved before the counter was called update, thus before 1.0.0: trained with v0's options "
+            "(text_mask_padding False, pe_attn_head 1)",
+        })  # fmt: skip
+    if step is not None:
+        rows.append({"fact": "EMA step", "value": str(step), "means": _step_says(update, step)})
+    if checkpoint.initted is not None:
+        means = "the EMA holds weights" if checkpoint.initted else "the EMA was never filled: random weights"
+        rows.append({"fact": "EMA initted", "value": str(checkpoint.initted), "means": means})
+    schedule = schedules.read_schedule(checkpoint.scheduler)
+    if schedule:
+        rows += _schedule_says(schedule)
+    return rows
+
+
+def _name_says(checkpoint: Checkpoint) -> str:
+    name, update = checkpoint.path.name, checkpoint.update
+    if name.startswith("pretrained_"):
+        return "the base that finetune_cli copied here, not a result of this training"
+    match = re.fullmatch(r"model_(\d+)\.(pt|safetensors)", name)
+    if match and update is not None and int(match.group(1)) != update:
+        return f"DISAGREES with update {update}: renamed, or saved by other code"
+    if match:
+        published = {"1250000": "F5TTS_v1_Base (v1)", "1200000": "F5TTS_Base or E2TTS_Base (v0)"}.get(match.group(1))
+        return f"the number of the published {published}" if published else f"update {match.group(1)} of a training"
+    return "the trainer's latest" if name == "model_last.pt" else "not a name that upstream gives"
+
+
+def _step_says(update: int | None, step: int) -> str:
+    if not update:
+        return f"handed to every fine-tune of this file: its EMA starts {step} steps into the schedule"
+    if abs(step - update) <= 1:
+        return "equals update: trained from nothing, or the EMA was reset"
+    if step > update:
+        return f"{step - update} more than update: inherited from the base, so the EMA decays as slowly as at {step}"
+    return f"{update - step} fewer than update: the EMA missed updates, or was made anew at a resume"
+
+
+def _schedule_says(schedule: schedules.Schedule) -> list[dict[str, str]]:
+    share = (
+        "dead: an update here changes nothing"
+        if schedule.is_dead
+        else f"{schedule.last_lr / schedule.peak:.0%} of peak"
+    )
+    phases = {
+        "warm-up": "stopped before the warm-up's end: the planned rate was never reached",
+        "decay": "stopped within the planned decay",
+        "finished": "ran to its end; a resume from here trains at no learning rate",
+    }
+    plan = f"warm-up {schedule.warmup}, decay {schedule.decay}, at {schedule.position}"
+    return [
+        {"fact": "learning rate", "value": f"{schedule.last_lr:.3g} (peak {schedule.peak:.3g})", "means": share},
+        {"fact": "schedule", "value": plan, "means": phases[schedule.phase]},
+    ]
+
+
+def report(path: str | Path) -> dict[str, Any]:
+    """Return everything about a checkpoint as a JSON-able dict; what ``f5lab inspect`` shows.
+
+    Raises
+    ------
+    CheckpointError
+        The file cannot be opened or is no F5-TTS checkpoint.
+    """
+    checkpoint = checkpoints.open_checkpoint(path)
+    slot = checkpoint.slots[-1]
+    arch = architectures.implied(checkpoint.weights(slot))
+    facts = {s: tensor_facts(checkpoint.weights(s)) for s in checkpoint.slots}
+    rows = untouched_rows(checkpoint, slot)
+    match = architectures.match_presets(arch)
+    odd = [f for members in facts.values() for f in members if f.state != "ok"]
+    return {
+        "path": str(checkpoint.path),
+        "layout": checkpoint.layout,
+        "slots": list(checkpoint.slots),
+        "labelled": checkpoint.labelled,
+        "tensors": len(facts[slot]),
+        "parameters": sum(f.parameters for f in facts[slot]),
+        "notes": list(checkpoint.notes),
+        "provenance": provenance(checkpoint),
+        "sections": [asdict(section) for section in checkpoint.sections],
+        "architecture": arch.options() | {"vocab_size": arch.vocab_size, "mel_dim": arch.mel_dim},
+        "presets": preset_sentence(match),
+        "hidden_options": [asdict(option) for option in architectures.hidden_options(arch)],
+        "rotary": asdict(architectures.check_rope(checkpoint.weights(slot))),
+        "text_rows": {"test": rows.test, "rows": rows.rows, "untouched": list(rows.untouched), "limit": rows.limit},
+        "modules": modules(facts[slot]),
+        "odd_tensors": [{"name": f.name, "state": f.state, "nan": f.nan, "inf": f.inf} for f in odd],
+    }
+
+
+def preset_sentence(match: architectures.PresetMatch) -> str:
+    """Return a preset match in words."""
+    if not match.presets:
+        apart = ", ".join(f"{key} {here} instead of {there}" for key, (here, there) in match.differences.items())
+        return f"no published preset; nearest is {match.nearest} ({apart})"
+    if not match.tie:
+        return match.presets[0]
+    ways = "; ".join(f"{k}: " + ", ".join(f"{n} {v}" for n, v in values.items()) for k, values in match.tie.items())
+    return (
+        f"TIE: {' and '.join(match.presets)} have the same names and shapes, so weights of one load into the other "
+        f"without an error and speak garbage. They differ in {ways}"
+    )

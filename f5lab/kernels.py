@@ -1,0 +1,240 @@
+"""Executing one notebook in a kernel of this very Python, and knowing why it stopped.
+
+papermill runs the cells. What it leaves to chance is fixed here: another interpreter behind the kernel name
+``python3``, kernels that die or hang, and output that Jupyter drops without an error.
+"""
+
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from f5lab.parameters import Notebook, load_node
+
+KERNEL = "python3"
+START_TIMEOUT_S = 120
+CELL_TIMEOUT_S = 3600
+SILENCE_TIMEOUT_S = 60
+"""Seconds that a finished cell's output may take to arrive."""
+
+MOST_OUTPUTS = 1000
+"""ZeroMQ's default high-water mark: beyond it messages of a cell can be dropped with no error."""
+
+INTERRUPTED = "interrupted"
+LAST_WORDS_CHARACTERS = 400
+ERROR_CHARACTERS = 300
+_ENGINE = "f5lab"
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@dataclass
+class Executed:
+    """A notebook after execution.
+
+    Attributes
+    ----------
+    node : NotebookNode
+        With outputs, as far as it came.
+    error : str
+        One line; empty when every cell ran.
+    seconds : float
+    interrupted : bool
+        The user stopped the run.
+    """
+
+    node: nbformat.NotebookNode
+    error: str
+    seconds: float
+    interrupted: bool = False
+
+
+@contextmanager
+def own_kernel() -> Iterator[Path]:
+    """Make ``python3`` mean this interpreter, with no start-up files of the user; yield the temporary folder.
+
+    The kernel finds f5lab where this process found it, draws figures inline, and has a fixed hash seed.
+    """
+    with tempfile.TemporaryDirectory(prefix="f5lab-kernel-") as name:
+        folder = Path(name)
+        package_root = str(Path(__file__).resolve().parent.parent)
+        search = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        specification = {
+            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            "display_name": "Python 3 (ipykernel)",
+            "language": "python",
+            "metadata": {"debugger": True, "supported_encryption": ["curve"]},
+            "env": {
+                "PYTHONPATH": os.pathsep.join(search),
+                "PYTHONHASHSEED": "0",
+                "IPYTHONDIR": str(folder / "ipython"),
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            },
+        }
+        kernel = folder / "share" / "kernels" / KERNEL
+        kernel.mkdir(parents=True)
+        (kernel / "kernel.json").write_text(json.dumps(specification), encoding="utf-8")
+        before = os.environ.get("JUPYTER_PATH")
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(folder / "share"), before]))
+        try:
+            yield folder
+        finally:
+            if before is None:
+                del os.environ["JUPYTER_PATH"]
+            else:
+                os.environ["JUPYTER_PATH"] = before
+
+
+class _Watch:
+    """What is seen of an execution from outside: the notebook as far as it came, and the cell it is at."""
+
+    def __init__(self, on_cell: Callable[[int, int, str], None], log: Path) -> None:
+        self.node: nbformat.NotebookNode | None = None
+        self.index = 0
+        self.on_cell = on_cell
+        self.log = log
+        self.heading = ""
+
+    def begin(self, index: int, cell: nbformat.NotebookNode) -> None:
+        self.index = index
+        if cell.cell_type == "markdown":
+            titles = [line.lstrip("# ").strip() for line in cell.source.splitlines() if line.startswith("#")]
+            self.heading = titles[-1] if titles else self.heading
+        self.on_cell(index + 1, len(self.node.cells) if self.node else 0, self.heading)
+
+    def last_words(self) -> str:
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
+        return " ".join(_ANSI.sub("", text).split())[-LAST_WORDS_CHARACTERS:]
+
+
+def _register_engine() -> None:
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import Engine, papermill_engines
+    from traitlets.config import Config
+
+    class WatchedEngine(Engine):
+        """papermill's own way of running cells, watched, with the kernel's stderr kept."""
+
+        @classmethod
+        def execute_managed_notebook(
+            cls, nb_man: Any, kernel_name: str, *, watch: _Watch, cell_timeout_s: int, **_: Any
+        ) -> None:
+            watch.node = nb_man.nb
+            start = nb_man.cell_start
+
+            def cell_start(cell: nbformat.NotebookNode, cell_index: int, **more: Any) -> None:
+                watch.begin(cell_index, cell)
+                start(cell, cell_index, **more)
+
+            nb_man.cell_start = cell_start
+            client = PapermillNotebookClient(
+                nb_man, kernel_name=kernel_name, timeout=cell_timeout_s, startup_timeout=START_TIMEOUT_S,
+                iopub_timeout=SILENCE_TIMEOUT_S, config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+            )  # fmt: skip
+            with watch.log.open("wb") as log:
+                client.execute(stdout=log, stderr=log)
+
+    papermill_engines.register(_ENGINE, WatchedEngine)
+
+
+def execute(
+    notebook: Notebook,
+    values: Mapping[str, Any],
+    *,
+    scratch: Path,
+    cell_timeout_s: int = CELL_TIMEOUT_S,
+    on_cell: Callable[[int, int, str], None] = lambda index, cells, heading: None,
+) -> Executed:
+    """Execute one notebook in its own folder, in a fresh kernel. Nothing is written but what its cells write.
+
+    Parameters
+    ----------
+    notebook : Notebook
+    values : mapping of str to value
+        Parameters to inject; each is one that the notebook declares.
+    scratch : Path
+        Folder from `own_kernel`.
+    cell_timeout_s : int
+        Seconds a single cell may take.
+    on_cell : callable
+        Told cell number (from 1), number of cells and the heading above it, as each begins.
+    """
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    _register_engine()
+    watch = _Watch(on_cell, scratch / f"{notebook.name}.log")
+    error, interrupted = "", False
+    begun = time.monotonic()
+    try:
+        papermill.execute_notebook(
+            str(notebook.path), None, parameters=dict(values), engine_name=_ENGINE, kernel_name=KERNEL,
+            cwd=str(notebook.path.parent), progress_bar=False, log_output=False, request_save_on_cell_execute=False,
+            autosave_cell_every=0, watch=watch, cell_timeout_s=cell_timeout_s,
+        )  # fmt: skip
+    except PapermillExecutionError as failure:
+        error = one_line(f"{failure.ename}: {failure.evalue}" if failure.evalue else failure.ename)
+    except DeadKernelError:
+        error = one_line(f"the kernel died. {watch.last_words()}".strip())
+    except CellTimeoutError:
+        error = f"the cell did not end within {cell_timeout_s} s"
+    except RuntimeError as failure:  # the kernel never answered
+        error = one_line(f"no kernel: {failure} {watch.last_words()}".strip())
+    except KeyboardInterrupt:
+        error, interrupted = INTERRUPTED, True
+    node = watch.node or load_node(notebook.path)
+    seconds = time.monotonic() - begun
+    _tidy(node, notebook)
+    error = error or _incomplete(node)
+    if error:
+        _mark(node, watch.index, error)
+    return Executed(node, error, seconds, interrupted)
+
+
+def one_line(text: str) -> str:
+    """Return `text` without colours and line breaks, clipped."""
+    line = " ".join(_ANSI.sub("", text).split())
+    return line if len(line) <= ERROR_CHARACTERS else line[: ERROR_CHARACTERS - 1] + "…"
+
+
+def _incomplete(node: nbformat.NotebookNode) -> str:
+    """Return why an execution that ended without an error is no complete one; empty when it is."""
+    for number, cell in enumerate(node.cells, start=1):
+        if cell.cell_type != "code":
+            continue
+        if cell.source.strip() and cell.execution_count is None:
+            return f"cell {number} never ran: a cell before it left the kernel"
+        if len(cell.outputs) >= MOST_OUTPUTS:
+            return f"cell {number} displayed {len(cell.outputs)} objects: Jupyter drops some beyond {MOST_OUTPUTS}"
+    return ""
+
+
+def _mark(node: nbformat.NotebookNode, index: int, error: str) -> None:
+    """Record why a notebook stopped where papermill does not: in the cell that ran, and in what never ran."""
+    cell = node.cells[index]
+    shown = any(output.output_type == "error" for output in cell.get("outputs", ()))
+    if cell.cell_type == "code" and not shown:
+        cell.outputs.append(nbformat.v4.new_output("error", ename="Stopped", evalue=error, traceback=[]))
+    for position, other in enumerate(node.cells):
+        state = other.metadata.get("papermill")
+        if state is not None and position >= index:
+            state["status"] = "failed" if position == index else "pending"
+
+
+def _tidy(node: nbformat.NotebookNode, notebook: Notebook) -> None:
+    """Remove papermill's banners and this machine's paths to its own files."""
+    node.cells = [c for c in node.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
+    record = node.metadata.get("papermill")
+    if record is not None:
+        record["input_path"] = notebook.path.name
+        record.pop("output_path", None)
+        record.pop("environment_variables", None)

@@ -1,0 +1,251 @@
+"""Upstream's code, contained: the one module that imports f5_tts and vocos.
+
+Importing ``f5_tts.infer.utils_infer`` switches matplotlib to Agg, edits ``sys.path`` and picks a device. `upstream`
+imports it once and undoes the first two; the device is always passed explicitly.
+"""
+
+import contextlib
+import functools
+import inspect
+import io
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from f5lab.audio import Wave
+from f5lab.errors import ModelError, VocabError
+from f5lab.paths import existing_file
+from f5lab.specs import Backbone, FrontEnd, MelType, Precision, Vocoder, Weights
+
+MEL = {"n_fft": 1024, "hop_length": 256, "win_length": 1024, "n_mel_channels": 100, "target_sample_rate": 24000}
+"""Upstream's constants, hard-coded in ``infer/utils_infer.py`` whatever a training config says."""
+
+RATE_HZ, HOP = MEL["target_sample_rate"], MEL["hop_length"]
+_DTYPES = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@functools.cache
+def upstream() -> SimpleNamespace:
+    """Return upstream's names: CFM, DiT, UNetT, MMDiT, Trainer, CustomDataset, collate_fn, MelSpec, utils_infer, Vocos, …"""
+    import matplotlib
+
+    backend, path = dict.__getitem__(matplotlib.rcParams, "backend"), list(sys.path)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        import vocos
+        from f5_tts.infer import utils_infer
+        from f5_tts.model import CFM, DiT, MMDiT, Trainer, UNetT, dataset, modules
+        from f5_tts.model import utils as model_utils
+    sys.path[:] = path
+    if isinstance(backend, str):
+        matplotlib.use(backend, force=True)
+    else:
+        dict.__setitem__(matplotlib.rcParams, "backend", backend)
+    return SimpleNamespace(
+        CFM=CFM, DiT=DiT, MMDiT=MMDiT, UNetT=UNetT, Trainer=Trainer,
+        CustomDataset=dataset.CustomDataset, collate_fn=dataset.collate_fn, load_dataset=dataset.load_dataset,
+        DynamicBatchSampler=dataset.DynamicBatchSampler, MelSpec=modules.MelSpec,
+        convert_char_to_pinyin=model_utils.convert_char_to_pinyin, get_tokenizer=model_utils.get_tokenizer,
+        list_str_to_idx=model_utils.list_str_to_idx, lens_to_mask=model_utils.lens_to_mask,
+        utils_infer=utils_infer, load_checkpoint=utils_infer.load_checkpoint, load_model=utils_infer.load_model,
+        load_vocoder=utils_infer.load_vocoder, infer_process=utils_infer.infer_process,
+        preprocess_ref_audio_text=utils_infer.preprocess_ref_audio_text,
+        vocos=vocos, Vocos=vocos.Vocos,
+    )  # fmt: skip
+
+
+def pick_device(device: str = "auto") -> str:
+    """Return the device to compute on: "cuda", "mps" or "cpu"; "auto" takes the first of these that is there.
+
+    Raises
+    ------
+    ModelError
+        The device asked for is unknown or not available.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available.get(device.split(":")[0], False):
+        there = ", ".join(name for name, there in available.items() if there)
+        raise ModelError(f"device {device!r} is not available", expected=f"auto or one of: {there}")
+    return device
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Swallow what upstream prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def constructor_defaults(backbone: Backbone) -> dict[str, Any]:
+    """Return the options that a backbone's constructor assumes when they are left out."""
+    parameters = inspect.signature(getattr(upstream(), backbone).__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def full_options(backbone: Backbone, arch: dict[str, Any]) -> dict[str, Any]:
+    """Return `arch` with every constructor default spelled out; mel and vocab sizes left out."""
+    options = {**constructor_defaults(backbone), **arch}
+    return {k: v for k, v in sorted(options.items()) if k not in ("mel_dim", "text_num_embeds")}
+
+
+def read_vocab_map(vocab: Path, front_end: FrontEnd = "raw") -> tuple[dict[str, int] | None, int]:
+    """Return upstream's token map and its size: ``get_tokenizer(vocab, "custom")``, or bytes without a map.
+
+    Raises
+    ------
+    VocabError
+        The file is missing, empty or not UTF-8.
+    """
+    if front_end == "byte":
+        return None, 256
+    existing_file(vocab, VocabError, "vocab", "pass the vocab.txt of the training data")
+    try:
+        char_map, size = upstream().get_tokenizer(str(vocab), "custom")
+    except UnicodeDecodeError as error:
+        raise VocabError(
+            f"vocab {vocab} is not UTF-8 ({error.reason} at byte {error.start})", next_step="pass the training vocab"
+        ) from error
+    if not size:
+        raise VocabError(f"vocab {vocab} is empty", expected="one symbol a line, space first")
+    return char_map, size
+
+
+def build_cfm(
+    backbone: Backbone,
+    arch: dict[str, Any],
+    vocab: Path,
+    *,
+    mel_spec_type: MelType = "vocos",
+    front_end: FrontEnd = "raw",
+) -> torch.nn.Module:
+    """Construct upstream's CFM as ``load_model`` and ``finetune_cli`` do, with fresh weights, on the CPU.
+
+    Raises
+    ------
+    ModelError
+        The backbone refuses the options.
+    """
+    char_map, size = read_vocab_map(vocab, front_end)
+    up = upstream()
+    try:
+        transformer = getattr(up, backbone)(**arch, text_num_embeds=size, mel_dim=MEL["n_mel_channels"])
+    except (TypeError, AssertionError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise ModelError(
+            f"{backbone} cannot be built with {arch} ({reason})", next_step="compare with f5_tts/configs/*.yaml"
+        ) from error
+    return up.CFM(
+        transformer=transformer, mel_spec_kwargs={**MEL, "mel_spec_type": mel_spec_type},
+        odeint_kwargs={"method": "euler"}, vocab_char_map=char_map,
+    )  # fmt: skip
+
+
+def load_weights(
+    model: torch.nn.Module, checkpoint: Path, weights: Weights, *, precision: Precision = "fp32", device: str = "cpu"
+) -> torch.nn.Module:
+    """Fill a CFM by upstream's own ``load_checkpoint`` (strict), move it to `device` and put it in eval mode.
+
+    Parameters
+    ----------
+    precision : {"auto", "fp32", "fp16", "bf16"}
+        "auto" is upstream's choice: float16 on CUDA with compute capability 7 or above, else float32.
+
+    Raises
+    ------
+    ModelError
+        The file lacks the section, or names and shapes do not fit the model; every offending tensor is listed.
+    """
+    existing_file(checkpoint, ModelError, "checkpoint")
+    try:
+        with quiet():
+            model = upstream().load_checkpoint(
+                model, str(checkpoint), device, dtype=_DTYPES[precision], use_ema=weights == "ema"
+            )
+    except KeyError as error:
+        raise ModelError(
+            f"{checkpoint} has no {error.args[0]!r} section", expected=f"one for weights: {weights}",
+            next_step="look at `f5lab inspect` and choose weights: ema or raw",
+        ) from error  # fmt: skip
+    except RuntimeError as error:
+        lines = [line.strip().rstrip(".") for line in str(error).splitlines()[1:] if line.strip()]
+        raise ModelError(
+            f"{checkpoint} does not fit the model", offenders=[line[:200] for line in lines] or [str(error)[:200]],
+            next_step="compare the architecture with `f5lab inspect`, the vocab with `f5lab vocab`",
+        ) from error  # fmt: skip
+    return model.eval()
+
+
+def load_vocoder(vocoder: Vocoder, device: str = "cpu") -> torch.nn.Module:
+    """Load a vocoder by upstream's ``load_vocoder``: a local folder with config.yaml and pytorch_model.bin, or its download.
+
+    Raises
+    ------
+    ModelError
+        The folder lacks a file, or the download is impossible.
+    """
+    if vocoder.path is not None and vocoder.name == "vocos":
+        for name in ("config.yaml", "pytorch_model.bin"):
+            existing_file(
+                vocoder.path / name, ModelError, "vocoder file", "pass a folder as charactr/vocos-mel-24khz has it"
+            )
+    try:
+        with quiet():
+            return upstream().load_vocoder(vocoder.name, vocoder.path is not None, str(vocoder.path or ""), device)
+    except (OSError, RuntimeError, ImportError, UnboundLocalError) as error:
+        raise ModelError(
+            f"vocoder {vocoder.name} ({vocoder.path or 'download'}) could not be loaded ({str(error).splitlines()[0][:200]})",
+            next_step="give vocoder.path a folder that holds it",
+        ) from error
+
+
+def decode_mel(vocoder: torch.nn.Module, mel: np.ndarray, name: MelType = "vocos") -> Wave:
+    """Return the wave of a log-mel [shape=(n, 100), float32, nats] through a vocoder.
+
+    Raises
+    ------
+    ModelError
+        The mel holds values that are not finite.
+    """
+    if not np.isfinite(mel).all():
+        raise ModelError(
+            f"the mel holds {int((~np.isfinite(mel)).sum())} values that are not finite", next_step="run in fp32"
+        )
+    with torch.inference_mode():
+        batch = torch.from_numpy(np.ascontiguousarray(mel.T))[None].to(next(vocoder.parameters()).device)
+        wave = vocoder.decode(batch) if name == "vocos" else vocoder(batch)
+    return Wave(wave.squeeze().float().cpu().numpy(), RATE_HZ)
+
+
+def mel_spectrogram(wave: Wave, mel_spec_type: MelType = "vocos") -> np.ndarray:
+    """Return upstream's log-mel of a 24 kHz wave, as ``CFM.mel_spec`` computes it.
+
+    Returns
+    -------
+    np.ndarray [shape=(n, 100), dtype=float32]
+        Natural log of magnitudes, clamped at 1e-5; ``nw // 256 + 1`` frames for vocos, ``nw // 256`` for bigvgan.
+
+    Raises
+    ------
+    ModelError
+        The wave has another rate: resample it explicitly.
+    """
+    if wave.rate_hz != RATE_HZ:
+        raise ModelError(f"wave at {wave.rate_hz} Hz", expected=f"{RATE_HZ} Hz", next_step="use audio.resample")
+    module = upstream().MelSpec(**MEL, mel_spec_type=mel_spec_type)
+    with torch.inference_mode():
+        return module(torch.from_numpy(wave.samples)[None])[0].T.contiguous().numpy()
+
+
+def front_end(name: FrontEnd) -> Callable[[str], list[Any]]:
+    """Return the function from text to tokens: raw characters, upstream's ``convert_char_to_pinyin``, or UTF-8 bytes."""
+    if name == "pinyin":
+        return lambda text: list(upstream().convert_char_to_pinyin([text])[0])
+    return list if name == "raw" else lambda text: list(text.encode("utf-8"))

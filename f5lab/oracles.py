@@ -1,0 +1,140 @@
+"""Is this audio right? Speech recognition with its ceiling and chance level measured first, and scored sets of samples."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from f5lab import metrics
+from f5lab.asr import Transcriber, Transcript
+from f5lab.audio import Wave, load_wave
+from f5lab.errors import CaseError
+from f5lab.samplers import Sample
+from f5lab.specs import Case, Prompt
+from f5lab.statistics import Estimate, bootstrap_mean
+
+MAX_PAIRS = 60
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the recogniser scores where the answer is known.
+
+    Attributes
+    ----------
+    ceiling : np.ndarray [shape=(k,)]
+        CER of real recordings against their own texts.
+    unrelated : np.ndarray
+        CER of the same transcripts against other clips' texts.
+    noise : np.ndarray
+        CER of noise, shaped like speech in level and length, against the texts.
+    texts, heard : list of str
+        The real recordings' texts and transcripts.
+    """
+
+    ceiling: np.ndarray
+    unrelated: np.ndarray
+    noise: np.ndarray
+    texts: tuple[str, ...]
+    heard: tuple[str, ...]
+
+    @property
+    def separates(self) -> bool:
+        """Whether real speech scores clearly better than chance: intervals apart and chance at least 0.3 higher."""
+        real, chance = bootstrap_mean(self.ceiling), bootstrap_mean(self.unrelated)
+        return real.separated_from(chance) and chance.mean - real.mean >= 0.3
+
+
+def real_recordings(case: Case, limit: int | None = None) -> list[tuple[Wave, str]]:
+    """Return the case's real recordings with their texts, each file once: targets first, then references."""
+    pairs = [(p.gen_audio, p.gen_text) for p in case.prompts if p.gen_audio]
+    pairs += [(p.ref_audio, p.ref_text) for p in case.prompts if p.ref_text.strip()]
+    unique = dict(pairs)
+    return [(load_wave(path), text) for path, text in list(unique.items())[:limit]]
+
+
+def calibrate(
+    clips: Sequence[tuple[Wave, str]], transcriber: Transcriber, *, seed: int = 0, n_noise: int = 6
+) -> Calibration:
+    """Measure the oracle on controls before it judges anything.
+
+    Parameters
+    ----------
+    clips : sequence of (Wave, str)
+        Real recordings and their texts, at least two with different texts.
+    n_noise : int
+        How many clips of noise: level and length of the real ones, spectrum falling by 6 dB an octave.
+
+    Raises
+    ------
+    CaseError
+        Fewer than two different texts.
+    """
+    texts = tuple(text for _, text in clips)
+    if len(set(texts)) < 2:
+        raise CaseError(
+            f"{len(set(texts))} real recordings with different texts",
+            expected="at least 2",
+            next_step="give prompts gen_audio",
+        )
+    heard = tuple(t.text for t in transcriber([wave for wave, _ in clips]))
+    rng = np.random.default_rng(seed)
+    pairs = [(i, j) for i, j in itertools.permutations(range(len(texts)), 2) if texts[i] != texts[j]]
+    chosen = [pairs[k] for k in rng.permutation(len(pairs))[:MAX_PAIRS]]
+    noise = [_noise_like(wave, rng) for wave, _ in clips[:n_noise]]
+    heard_noise = transcriber(noise)
+    return Calibration(
+        _rates(texts, heard), np.array([_rate(texts[j], heard[i]) for i, j in chosen]),
+        _rates(texts, [t.text for t in heard_noise]), texts, heard,
+    )  # fmt: skip
+
+
+def _noise_like(wave: Wave, rng: np.random.Generator) -> Wave:
+    from scipy.signal import lfilter
+
+    noise = lfilter([1.0], [1.0, -0.95], rng.standard_normal(len(wave.samples)))
+    return Wave((noise * wave.rms / np.sqrt(np.mean(noise**2))).astype(np.float32), wave.rate_hz)
+
+
+def _rate(text: str, heard: str) -> float:
+    value = metrics.cer(text, heard).value
+    if value is None:
+        raise CaseError(f"text {text!r} has no letters", next_step="give it words")
+    return value
+
+
+def _rates(texts: Sequence[str], heard: Sequence[str]) -> np.ndarray:
+    return np.array([_rate(text, h) for text, h in zip(texts, heard)])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A sample with what was heard and its measures."""
+
+    sample: Sample
+    transcript: Transcript
+    cer: float
+
+    @property
+    def caption(self) -> str:
+        """Caption for a player: recipe, prompt, seed, CER and transcript."""
+        return f"{self.sample.label} · CER {self.cer:.2f} · heard: {self.transcript.text or '(nothing)'}"
+
+
+def score(samples: Sequence[Sample], transcriber: Transcriber) -> list[Scored]:
+    """Transcribe samples and score each against its own text."""
+    heard = transcriber([sample.wave for sample in samples])
+    return [Scored(s, t, _rate(s.text, t.text)) for s, t in zip(samples, heard)]
+
+
+def mean_cer(scored: Sequence[Scored]) -> Estimate:
+    """Return the mean CER with its interval over prompts (seeds of one prompt are drawn together)."""
+    return bootstrap_mean([s.cer for s in scored], [s.sample.prompt_id for s in scored])
+
+
+def score_recordings(prompts: Sequence[Prompt], transcriber: Transcriber) -> float:
+    """Return the mean CER of the prompts' real recordings (targets where there are any, else references)."""
+    pairs = dict((p.gen_audio, p.gen_text) if p.gen_audio else (p.ref_audio, p.ref_text) for p in prompts)
+    heard = transcriber([load_wave(path) for path in pairs])
+    return float(_rates(list(pairs.values()), [t.text for t in heard]).mean())

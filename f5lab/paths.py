@@ -1,0 +1,104 @@
+"""Where things are, and writing files so that a half-written one is never seen."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from f5lab.errors import LabError, RunError
+
+CHUNK_BYTES = 1 << 20
+
+
+def project_root() -> Path:
+    """Return the folder that holds ``notebooks/`` and ``data/``.
+
+    Raises
+    ------
+    RunError
+        The package was installed without its notebooks and data.
+    """
+    root = Path(os.environ.get("F5LAB_ROOT") or Path(__file__).resolve().parent.parent)
+    if not (root / "notebooks").is_dir():
+        raise RunError(
+            f"no notebooks/ beside the package (looked in {root})",
+            next_step="install from a clone with `pip install -e .`, or set F5LAB_ROOT to the clone",
+        )
+    return root
+
+
+def notebooks_dir() -> Path:
+    """Return the folder of the numbered notebooks."""
+    return project_root() / "notebooks"
+
+
+def data_dir() -> Path:
+    """Return ``data/``: specimen, speech and cases. Read-only by convention."""
+    return project_root() / "data"
+
+
+def reports_dir() -> Path:
+    """Return ``reports/``, where runs are written unless told otherwise."""
+    return project_root() / "reports"
+
+
+def default_case() -> Path:
+    """Return the bundled Brazilian-Portuguese case."""
+    return data_dir() / "cases" / "ptbr" / "case.yaml"
+
+
+def cache_dir(*parts: str) -> Path:
+    """Return (and create) a folder under the user's cache: ``$F5LAB_CACHE`` or ``~/.cache/f5lab``."""
+    root = Path(os.environ.get("F5LAB_CACHE") or Path.home() / ".cache" / "f5lab")
+    folder = root.joinpath(*parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, read in chunks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while chunk := f.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; it replaces `target` only when the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def existing_file(path: Path, error: type[LabError], what: str, next_step: str | None = None) -> Path:
+    """Return `path` if it is a readable file.
+
+    Raises
+    ------
+    error
+        `path` does not exist, is a folder, or cannot be read.
+    """
+    if path.is_dir():
+        raise error(f"{what} {path} is a folder", expected="a file", next_step=next_step)
+    if not path.is_file():
+        raise error(f"{what} {path} does not exist", next_step=next_step)
+    if not os.access(path, os.R_OK):
+        raise error(f"{what} {path} cannot be read", next_step="check its permissions")
+    return path

@@ -1,0 +1,185 @@
+"""The report of a run: a front page and one HTML file a notebook, each needing nothing but itself."""
+
+import copy
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from nbconvert.exporters import TemplateExporter
+from nbformat import NotebookNode
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+from f5lab import markup, tables
+from f5lab.findings import Finding
+from f5lab.provenance import duration_text, size_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+VERDICTS = ("supported", "refuted", "inconclusive")
+_FIGURE = re.compile(r"^fig(?:ure)?\.?\s*(\d+)$", re.IGNORECASE)
+
+
+class _ReportExporter(TemplateExporter):
+    """nbconvert with our own template, and escaping on."""
+
+    file_extension = ".html"
+    output_mimetype = "text/html"
+    export_from_notebook = None
+
+    def _create_environment(self) -> Environment:
+        environment = super()._create_environment()
+        environment.autoescape = True
+        environment.undefined = StrictUndefined
+        return environment
+
+
+@cache
+def _stylesheet() -> Markup:
+    light = HtmlFormatter(style="friendly").get_style_defs(".highlight")
+    dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
+    own = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    return Markup(f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n{own}")
+
+
+def _code(source: str) -> Markup:
+    return Markup(highlight(source, PythonLexer(), HtmlFormatter()))
+
+
+def _shown_text(value: Any) -> str:
+    return tables.cell_text(value, 400)
+
+
+def _moment(stamp: str) -> str:
+    return f"{datetime.fromisoformat(stamp):%Y-%m-%d %H:%M} UTC"
+
+
+def notebook_page(node: NotebookNode, entry: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """Return an executed notebook as one HTML file.
+
+    Parameters
+    ----------
+    node : NotebookNode
+        Executed, as far as it came.
+    entry : mapping
+        Its entry in ``run.json``: name, title, status, seconds, error, parameters.
+    record : mapping
+        What ``run.json`` holds.
+    """
+    node = copy.deepcopy(node)
+    _number_figures(node)
+    exporter = _ReportExporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)])
+    for name, function in {
+        "code": _code,
+        "markdown": markup.markdown,
+        "output": markup.output,
+        "shown": _shown_text,
+        "duration": duration_text,
+        "moment": _moment,
+    }.items():
+        exporter.register_filter(name, function)
+    resources = {
+        "css": _stylesheet(),
+        "policy": markup.CONTENT_SECURITY_POLICY,
+        "entry": entry,
+        "record": record,
+        "neighbours": _neighbours(entry, record),
+        "has_widget": markup.has_widget,
+    }
+    body, _ = exporter.from_notebook_node(node, resources)
+    return markup.encodable(body)
+
+
+def _neighbours(entry: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[Any, Any]:
+    listed = [other["name"] for other in record["notebooks"]]
+    position = listed.index(entry["name"])
+    before = record["notebooks"][position - 1] if position else None
+    after = record["notebooks"][position + 1] if position + 1 < len(listed) else None
+    return before, after
+
+
+def _number_figures(node: NotebookNode) -> None:
+    """Give the first output of each figure its number, for links from findings."""
+    count = 0
+    for cell in node.cells:
+        for output in cell.get("outputs", ()):
+            if any(kind.startswith("image/") for kind in output.get("data", {})):
+                count += 1
+                output.metadata["f5lab_figure"] = count
+
+
+def index_page(folder: Path, record: Mapping[str, Any], findings: Sequence[Finding]) -> str:
+    """Return the front page of a run.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder; evidence that is a file in it gets a link.
+    record : mapping
+        What ``run.json`` holds.
+    findings : sequence of Finding
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"shown": _shown_text, "duration": duration_text, "size": size_text, "moment": _moment}
+    entries = {entry["number"]: entry for entry in record["notebooks"]}
+    anchors = {number: _cell_ids(folder, entry) for number, entry in entries.items()}
+    rows = [_finding_row(finding, folder, entries, anchors) for finding in findings]
+    page = environment.get_template("index.html.j2").render(
+        css=_stylesheet(),
+        policy=markup.CONTENT_SECURITY_POLICY,
+        record=record,
+        rows=rows,
+        questions=_by_question(rows),
+        counts={name: sum(row["finding"].verdict == name for row in rows) for name in VERDICTS},
+        signs=tables.SIGNS,
+        failed=[entry for entry in record["notebooks"] if entry["status"] == "failed"],
+        done=[entry for entry in record["notebooks"] if entry["status"] == "ok"],
+    )
+    return markup.encodable(page)
+
+
+def _by_question(rows: Iterable[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["finding"].question, []).append(row)
+    return list(groups.items())
+
+
+def _finding_row(
+    finding: Finding, folder: Path, entries: Mapping[str, Any], anchors: Mapping[str, set[str]]
+) -> dict[str, Any]:
+    number = finding.id[:2]
+    page = entries[number].get("report") if number in entries else None
+    evidence = [(name, _evidence_link(name, folder, page, anchors.get(number, set()))) for name in finding.evidence]
+    return {"finding": finding, "page": page, "evidence": evidence}
+
+
+def _evidence_link(name: str, folder: Path, page: str | None, ids: set[str]) -> str | None:
+    """Return where a piece of evidence is: a file of the run, a cell of the notebook, or one of its figures."""
+    target = (folder / name).resolve()
+    if name and target.is_relative_to(folder.resolve()) and target.is_file():
+        return target.relative_to(folder.resolve()).as_posix()
+    if page is None:
+        return None
+    key = name.removeprefix("cell:").removeprefix("#").strip()
+    if key in ids:
+        return f"{page}#cell-{key}"
+    if found := _FIGURE.match(key):
+        return f"{page}#figure-{int(found[1])}"
+    return page
+
+
+def _cell_ids(folder: Path, entry: Mapping[str, Any]) -> set[str]:
+    source = folder / str(entry.get("notebook", ""))
+    if not source.is_file():
+        return set()
+    return {cell.get("id", "") for cell in json.loads(source.read_text(encoding="utf-8"))["cells"]}

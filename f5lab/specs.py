@@ -1,0 +1,314 @@
+"""What a case, an architecture and a recipe are. No torch.
+
+Axis letters used in every docstring: ``b`` batch, ``n`` mel frames, ``d`` mel channels or features, ``nt`` text tokens,
+``nw`` wave samples, as at the top of upstream's ``model/cfm.py``.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from f5lab.errors import CaseError
+from f5lab.paths import existing_file
+
+Weights = Literal["ema", "raw"]
+FrontEnd = Literal["raw", "pinyin", "byte"]
+MelType = Literal["vocos", "bigvgan"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Backbone = Literal["DiT", "UNetT", "MMDiT"]
+
+_V0 = {"text_mask_padding": False, "pe_attn_head": 1}
+_BASE = {"dim": 1024, "depth": 22, "heads": 16, "ff_mult": 2, "text_dim": 512, "conv_layers": 4}
+_SMALL = {"dim": 768, "depth": 18, "heads": 12, "ff_mult": 2, "text_dim": 512, "conv_layers": 4}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "F5TTS_Base": {"backbone": "DiT", **_BASE, **_V0},
+    "F5TTS_v1_Base": {"backbone": "DiT", **_BASE, "text_mask_padding": True, "pe_attn_head": None},
+    "F5TTS_Small": {"backbone": "DiT", **_SMALL, **_V0},
+    "F5TTS_v1_Small": {"backbone": "DiT", **_SMALL, "text_mask_padding": True, "pe_attn_head": None},
+    "E2TTS_Base": {"backbone": "UNetT", "dim": 1024, "depth": 24, "heads": 16, "ff_mult": 4, **_V0},
+    "E2TTS_Small": {"backbone": "UNetT", "dim": 768, "depth": 20, "heads": 12, "ff_mult": 4, **_V0},
+}
+"""Upstream's published architectures: ``configs/*.yaml``, ``model.arch`` (a test compares them with the wheel)."""
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Arch(_Spec):
+    """Architecture: a published preset, a hydra config file, or the options themselves; options given win.
+
+    Only options that are set reach the model: what is left out takes the constructor's default, as it does for a user
+    who hands ``load_model`` a bare dict.
+    """
+
+    preset: str | None = None
+    config: Path | None = None
+    backbone: Backbone | None = None
+    dim: int | None = Field(default=None, gt=0)
+    depth: int | None = Field(default=None, gt=0)
+    heads: int | None = Field(default=None, gt=0)
+    dim_head: int | None = Field(default=None, gt=0)
+    ff_mult: int | None = Field(default=None, gt=0)
+    text_dim: int | None = Field(default=None, gt=0)
+    conv_layers: int | None = Field(default=None, ge=0)
+    dropout: float | None = None
+    text_mask_padding: bool | None = None
+    text_embedding_average_upsampling: bool | None = None
+    qk_norm: str | None = None
+    pe_attn_head: int | None = None
+    attn_backend: str | None = None
+    attn_mask_enabled: bool | None = None
+    long_skip_connection: bool | None = None
+    skip_connect_type: str | None = None
+    checkpoint_activations: bool | None = None
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, preset: str | None) -> str | None:
+        if preset is not None and preset not in PRESETS:
+            raise ValueError(f"no preset {preset!r}; known: {', '.join(PRESETS)}")
+        return preset
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Arch":
+        if self.preset and self.config:
+            raise ValueError("give preset or config, not both")
+        return self
+
+    def resolve(self) -> tuple[Backbone, dict[str, Any]]:
+        """Return the backbone's name and the options that its constructor is called with.
+
+        Raises
+        ------
+        CaseError
+            `config` is missing or has no ``model.arch``.
+        """
+        options: dict[str, Any] = dict(PRESETS[self.preset]) if self.preset else {}
+        if self.config:
+            model = _read_yaml(self.config, "architecture config").get("model") or {}
+            if "arch" not in model:
+                raise CaseError(f"{self.config} has no model.arch", expected="a training config as in f5_tts/configs")
+            options = {"backbone": model.get("backbone", "DiT"), **model["arch"]}
+        given = self.model_dump(exclude={"preset", "config"}, exclude_unset=True)
+        options.update(given)
+        backbone = options.pop("backbone", None) or "DiT"
+        return backbone, options
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing at all was said about the architecture."""
+        return not self.model_fields_set
+
+
+class Vocoder(_Spec):
+    """Vocoder by name; without `path` upstream's own download is used."""
+
+    name: MelType = "vocos"
+    path: Path | None = None
+
+
+class Training(_Spec):
+    """What the trainer ran with, as far as known."""
+
+    arch: Arch | None = None
+    vocab: Path | None = None
+    front_end: FrontEnd | None = None
+    mel_spec_type: MelType | None = None
+    samples: Path | None = None
+
+
+class Inference(_Spec):
+    """What is run and fails; defaults are those of ``f5_tts.infer.utils_infer`` 1.1.22."""
+
+    arch: Arch | None = None
+    vocab: Path | None = None
+    weights: Weights = "ema"
+    front_end: FrontEnd = "pinyin"
+    mel_spec_type: MelType = "vocos"
+    precision: Precision = "auto"
+    nfe_step: int = Field(default=32, gt=0)
+    cfg_strength: float = 2.0
+    sway_sampling_coef: float | None = -1.0
+    speed: float = Field(default=1.0, gt=0)
+    fix_duration: float | None = Field(default=None, gt=0)
+
+
+class Prompt(_Spec):
+    """A reference recording with its text, and the text to be spoken after it."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    ref_audio: Path
+    ref_text: str
+    gen_text: str = Field(min_length=1)
+    gen_audio: Path | None = None
+
+
+class Recorded(_Spec):
+    """A figure that somebody published about the case."""
+
+    label: str
+    similarity: float | None = None
+    cer: float | None = None
+    note: str = ""
+
+
+class Case(_Spec):
+    """One investigation; see ``data/cases/ptbr/case.yaml`` for a commented example."""
+
+    name: str = Field(default="case", pattern=r"^[A-Za-z0-9._-]+$")
+    language: str = "en"
+    question: str = "The trainer's samples are fine, inference is not. Why?"
+    checkpoint: Path
+    base: Path | None = None
+    vocab: Path | None = None
+    vocoder: Vocoder = Vocoder()
+    training: Training = Training()
+    inference: Inference = Inference()
+    prompts: tuple[Prompt, ...] = Field(min_length=1)
+    recorded: tuple[Recorded, ...] = ()
+    path: Path | None = Field(default=None, exclude=True)
+
+    @model_validator(mode="after")
+    def _vocab_somewhere(self) -> "Case":
+        if self.vocab is None and (self.training.vocab is None or self.inference.vocab is None):
+            raise ValueError("no vocab: give `vocab`, or one under both training and inference")
+        ids = [prompt.id for prompt in self.prompts]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"prompt ids repeat: {sorted(i for i in set(ids) if ids.count(i) > 1)}")
+        return self
+
+    @property
+    def training_vocab(self) -> Path:
+        """Vocab that the training used, or the case's one when nothing else is said."""
+        return self.training.vocab or self.vocab or self.inference.vocab  # type: ignore[return-value]
+
+    @property
+    def inference_vocab(self) -> Path:
+        """Vocab that inference is given."""
+        return self.inference.vocab or self.vocab or self.training.vocab  # type: ignore[return-value]
+
+
+class Recipe(_Spec):
+    """The complete, frozen description of one synthesis.
+
+    `path` says whose code speaks: ``trainer`` is what ``Trainer.train`` does for a logged sample (in-process model,
+    dataset mel as condition, text doubled, exactly twice the duration), ``inference`` is ``load_model`` +
+    ``preprocess_ref_audio_text`` + ``infer_process``, ``accelerate`` the trainer's with the model prepared and
+    unwrapped by Accelerate.
+    """
+
+    name: str
+    path: Literal["trainer", "inference", "accelerate"]
+    checkpoint: Path
+    weights: Weights
+    backbone: Backbone
+    arch: dict[str, Any]
+    vocab: Path
+    front_end: FrontEnd
+    mel_spec_type: MelType
+    vocoder: Vocoder
+    precision: Precision = "auto"
+    nfe_step: int = 32
+    cfg_strength: float = 2.0
+    sway_sampling_coef: float | None = -1.0
+    speed: float = 1.0
+    fix_duration: float | None = None
+
+    def but(self, **changes: Any) -> "Recipe":
+        """Return a copy with some fields changed, validated anew."""
+        return Recipe.model_validate({**self.model_dump(), **changes})
+
+
+def _read_yaml(path: Path, what: str) -> dict[str, Any]:
+    existing_file(path, CaseError, what)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise CaseError(f"{what} {path} is not YAML in UTF-8 ({reason})") from error
+    if not isinstance(data, dict):
+        raise CaseError(f"{what} {path} holds {type(data).__name__}", expected="a mapping of keys to values")
+    return data
+
+
+def _resolved(data: Any, model: type[BaseModel], folder: Path) -> Any:
+    """Make the path fields of a raw mapping absolute, following the spec's own types."""
+    if not isinstance(data, dict):
+        return data
+    resolved = {}
+    for key, value in data.items():
+        field = model.model_fields.get(key)
+        kinds = _kinds(field.annotation) if field else []
+        nested = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if Path in kinds and isinstance(value, str):
+            value = (folder / Path(value).expanduser()).resolve()
+        elif nested and isinstance(value, list):
+            value = [_resolved(item, nested, folder) for item in value]
+        elif nested:
+            value = _resolved(value, nested, folder)
+        resolved[key] = value
+    return resolved
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    arguments = getattr(annotation, "__args__", None)
+    return [kind for inner in arguments for kind in _kinds(inner)] if arguments else [annotation]
+
+
+def load_case(path: str | Path) -> Case:
+    """Read a case file; paths in it are relative to it.
+
+    Raises
+    ------
+    CaseError
+        The file is missing or not YAML, has unknown or impossible keys (all of them are listed), or names files that
+        do not exist.
+    """
+    path = Path(path).expanduser().resolve()
+    data = _read_yaml(path, "case file")
+    try:
+        case = Case.model_validate({"name": path.parent.name, **_resolved(data, Case, path.parent), "path": path})
+    except ValidationError as error:
+        raise CaseError(
+            f"{path} is not a valid case",
+            offenders=[_explain(item) for item in error.errors()],
+            next_step="compare with data/cases/ptbr/case.yaml",
+        ) from error
+    missing = [f"{label} ({file})" for label, file in case_files(case) if not file.exists()]
+    if missing:
+        raise CaseError(f"{path} names files that do not exist", offenders=missing, next_step="correct the paths")
+    return case
+
+
+def _explain(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "case"
+    if item["type"] == "extra_forbidden":
+        return f"{where}: unknown key"
+    if item["type"] == "missing":
+        return f"{where}: missing"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')}"
+
+
+def case_files(case: Case) -> list[tuple[str, Path]]:
+    """Return every (label, path) that a case names, for hashing and existence checks."""
+    named: list[tuple[str, Path | None]] = [
+        ("checkpoint", case.checkpoint),
+        ("base", case.base),
+        ("vocab", case.vocab),
+        ("vocoder.path", case.vocoder.path),
+        ("training.vocab", case.training.vocab),
+        ("training.samples", case.training.samples),
+        ("inference.vocab", case.inference.vocab),
+    ]
+    for block, arch in (("training", case.training.arch), ("inference", case.inference.arch)):
+        named.append((f"{block}.arch.config", arch.config if arch else None))
+    for prompt in case.prompts:
+        named += [
+            (f"prompts.{prompt.id}.ref_audio", prompt.ref_audio),
+            (f"prompts.{prompt.id}.gen_audio", prompt.gen_audio),
+        ]
+    return [(label, file) for label, file in named if file is not None]

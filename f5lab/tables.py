@@ -1,0 +1,187 @@
+"""HTML tables for notebooks: every string escaped and clipped, control and direction characters made visible."""
+
+import html
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from f5lab.findings import Finding
+from f5lab.provenance import fingerprint, size_text, versions
+from f5lab.specs import Case
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+CLIP_CHARACTERS = 160
+SHOWN_ROWS = 500
+SIGNS = {"supported": "✔", "refuted": "✘", "inconclusive": "?"}
+"""A shape for each verdict, so that none is told by colour alone."""
+
+_SHOWN = {"\n": "↵", "\t": "⇥", "\r": "␍", "\0": "␀", "\x1b": "␛", "\ufeff": "⟨BOM⟩", "\xa0": "⟨NBSP⟩"}
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+class Html:
+    """A piece of HTML that notebooks display."""
+
+    def __init__(self, source: str, text: str) -> None:
+        self.source = source
+        self.text = text
+
+    def _repr_html_(self) -> str:
+        return self.source
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def visible(text: str, clip: int | None = CLIP_CHARACTERS) -> str:
+    """Return `text` with characters that a reader can not see written out, and no longer than `clip` characters.
+
+    Parameters
+    ----------
+    text : str
+    clip : int, optional
+        Characters of `text` kept; the number left out is stated. ``None``: all.
+
+    Examples
+    --------
+    >>> visible("a\\u202eb"), visible("tab\\t"), visible("abcdef", clip=3), visible(" ")
+    ('a⟨U+202E⟩b', 'tab⇥', 'abc… (+3)', '␠')
+    """
+    rest = max(0, len(text) - clip) if clip is not None else 0
+    kept = text[: len(text) - rest]
+    if kept and not kept.strip(" "):
+        return "␠" * len(kept)
+    shown = "".join(_SHOWN.get(c) or (f"⟨U+{ord(c):04X}⟩" if _is_hidden(c) else c) for c in kept)
+    return shown + (f"… (+{rest})" if rest else "")
+
+
+def _is_hidden(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category in _HIDDEN or (category == "Zs" and character != " ")
+
+
+def cell_text(value: Any, clip: int | None = CLIP_CHARACTERS) -> str:
+    """Return one value as plain text: floats with four digits, ``None`` as a dash, strings made visible."""
+    if value is None:
+        return "—"
+    if isinstance(value, str):
+        return visible(value, clip)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u202f") if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return "undefined" if math.isnan(value) else f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return visible(", ".join(f"{key}={cell_text(item, None)}" for key, item in value.items()), clip)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return visible(", ".join(cell_text(item, None) for item in value), clip)
+    if hasattr(value, "item") and not getattr(value, "shape", ()):
+        return cell_text(value.item(), clip)
+    return visible(str(value), clip)
+
+
+def table(
+    rows: "Sequence[Mapping[str, Any]] | DataFrame",
+    caption: str = "",
+    *,
+    clip: int = CLIP_CHARACTERS,
+    limit: int = SHOWN_ROWS,
+) -> Html:
+    """Return rows as an HTML table.
+
+    Parameters
+    ----------
+    rows : sequence of mappings, or DataFrame
+        One mapping a row; the columns are all keys in order of appearance. A DataFrame's named index becomes columns.
+        A value that is an `Html` is placed as it is.
+    caption : str, optional
+        Shown above the table.
+    clip : int
+        Characters shown of a value.
+    limit : int
+        Rows shown; the caption says how many were left out.
+    """
+    records = _records(rows)
+    columns = list(dict.fromkeys(str(key) for row in records for key in row))
+    numeric = {c for c in columns if all(_is_number(row[c]) for row in records if row.get(c) is not None)}
+    if len(records) > limit:
+        caption = f"{caption} (first {limit} of {len(records)} rows)".strip()
+    head = "".join(f'<th scope="col"{_align(c in numeric)}>{html.escape(visible(c, clip))}</th>' for c in columns)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td{_align(c in numeric)}>{_cell(row.get(c), clip)}</td>" for c in columns) + "</tr>"
+        for row in records[:limit]
+    )
+    title = f"<caption>{html.escape(visible(caption, None))}</caption>" if caption else ""
+    source = f'<table class="f5lab">{title}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
+    return Html(source, f"table of {len(records)} rows: {', '.join(columns)}")
+
+
+def _records(rows: Any) -> list[dict[str, Any]]:
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
+        named = any(name is not None for name in rows.index.names)
+        frame = rows.reset_index() if named else rows
+        rows = frame.to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in rows]
+
+
+def _is_number(value: Any) -> bool:
+    if hasattr(value, "item") and not getattr(value, "shape", ()):
+        value = value.item()
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _align(right: bool) -> str:
+    return ' class="num" style="text-align:right"' if right else ' style="text-align:left"'
+
+
+def _cell(value: Any, clip: int) -> str:
+    return value.source if isinstance(value, Html) else html.escape(cell_text(value, clip))
+
+
+def badge(verdict: str) -> Html:
+    """Return a verdict as a sign and a word."""
+    word = html.escape(verdict)
+    return Html(f'<span class="badge {word}">{SIGNS.get(verdict, "·")} {word}</span>', verdict)
+
+
+def show_findings(findings: Iterable[Finding]) -> Html:
+    """Return findings as a table: verdict, claim, value with interval and n, evidence, limitation."""
+    rows = [
+        {
+            "verdict": badge(finding.verdict),
+            "finding": finding.id,
+            "claim": finding.claim,
+            "value": finding.value_text(),
+            "evidence": list(finding.evidence),
+            "limitation": finding.limitation or None,
+        }
+        for finding in findings
+    ]
+    return table(rows, caption="Findings of this notebook", clip=600)
+
+
+def provenance(case: Case, **facts: Any) -> Html:
+    """Return what a notebook's results rest on: case, checkpoint, versions and whatever else is given.
+
+    Parameters
+    ----------
+    case : Case
+    **facts
+        Device, seeds and other facts to add, one row each.
+    """
+    rows: list[dict[str, Any]] = [{"what": "case", "value": f"{case.name} ({case.language})"}]
+    named = [("checkpoint", case.checkpoint), ("base", case.base), ("vocab", case.training_vocab)]
+    for label, path in named:
+        if path is not None:
+            mark = fingerprint(path)
+            text = f"{path.parent.name}/{path.name}, {size_text(mark.size)}, sha256 {mark.sha256[:16]}…"
+            rows.append({"what": label, "value": text})
+    known = versions()
+    shown = ("python", "f5lab", "f5-tts", "torch", "openai-whisper", "vocos")
+    rows.append({"what": "versions", "value": ", ".join(f"{name} {known[name] or 'not installed'}" for name in shown)})
+    rows += [{"what": name.replace("_", " "), "value": value} for name, value in facts.items()]
+    return table(rows, caption="What the results below rest on", clip=400)
