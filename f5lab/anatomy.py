@@ -17,10 +17,11 @@ from f5lab.diffs import layer_of, module_of
 from f5lab.errors import CheckpointError
 from f5lab.specs import Weights
 
-UNTOUCHED_TOLERANCE = 4.0
-"""How many half-precision units of rounding two collinear rows may be apart."""
+ROW_TOLERANCE = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+"""Relative distance from collinear that rounding of two stored rows explains: the rms of it is half of this."""
+FULL_TOLERANCE = 3e-5
+"""The same for float32: a thousand rounded steps of weight decay."""
 INIT_SPREAD = 0.03
-_UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 _ZERO_INIT = re.compile(r"(attn_norm(_[xc])?\.linear|norm_out\.linear|proj_out)\.(weight|bias)$|\.grn\.(gamma|beta)$")
 
 
@@ -169,14 +170,20 @@ def untouched_rows(checkpoint: Checkpoint, slot: Weights, base: Mapping[str, Ten
     if set(checkpoint.slots) == {"raw", "ema"}:
         other = checkpoint.weights("ema" if slot == "raw" else "raw")[architectures.TEXT_EMBEDDING]
         limit = (
-            "only since the EMA was last equal to the raw weights; means nothing where raw and EMA are the same file"
+            "only since the EMA was last equal to the raw weights; means nothing where one was copied from the other"
         )
-        return RowTest("raw-ema", _collinear(rows, other), limit=limit, **found)
+        return _row_test("raw-ema", _collinear(rows, other), limit, found)
     limit = (
         "one set of weights and no optimizer: trained rows keep about the norm of N(0, 1) that all rows start with, "
         "so the norm alone decides nothing; give the base"
     )
     return RowTest("none", (), limit=limit, **found)
+
+
+def _row_test(test: str, untouched: tuple[int, ...] | None, limit: str, found: Mapping[str, Any]) -> RowTest:
+    if untouched is None:
+        return RowTest("none", (), limit=f"{test}: no row moved clearly more than its stored precision shows", **found)
+    return RowTest(test, untouched, limit=limit, **found)
 
 
 def _second_moment(optimizer: Mapping[str, Any] | None, shape: tuple[int, ...]) -> Tensor | None:
@@ -188,15 +195,21 @@ def _second_moment(optimizer: Mapping[str, Any] | None, shape: tuple[int, ...]) 
     return same[0] if len(same) == 1 else None
 
 
-def _collinear(a: Tensor, b: Tensor) -> tuple[int, ...]:
-    """Rows of `a` that are the same row of `b` times a factor near 1, up to rounding; rows only in `a` left out."""
+def _collinear(a: Tensor, b: Tensor) -> tuple[int, ...] | None:
+    """Rows of `a` that are the same row of `b` times a factor near 1, up to rounding; rows only in `a` left out.
+
+    None where no row is clearly apart: training moved them all less than the stored precision shows.
+    """
     n = min(len(a), len(b))
-    unit = max(_UNIT.get(t.dtype, 2.0**-24) for t in (a, b))
+    tolerance = max(ROW_TOLERANCE.get(t.dtype, FULL_TOLERANCE) for t in (a, b))
     x, y = a[:n].double(), b[:n].double()
     factor = (x * y).sum(1) / (y * y).sum(1).clamp_min(1e-300)
     apart = torch.linalg.vector_norm(x - factor[:, None] * y, dim=1)
-    near = apart <= UNTOUCHED_TOLERANCE * unit * torch.linalg.vector_norm(x, dim=1)
-    return tuple(torch.nonzero(near & ((factor - 1).abs() < 0.05)).flatten().tolist())
+    apart /= torch.linalg.vector_norm(x, dim=1).clamp_min(1e-300)
+    if float(apart.max()) < 3 * tolerance:
+        return None
+    near = (apart <= tolerance) & ((factor - 1).abs() < 0.05)
+    return tuple(torch.nonzero(near).flatten().tolist())
 
 
 @dataclass(frozen=True)

@@ -119,15 +119,15 @@ def row_match(match: RowMatch, *, caption: str = "") -> Figure:
     return figure
 
 
-def alpha_bars(comparison: Comparison, share: ema.BaseShare, *, caption: str = "") -> Figure:
-    """Draw the measured share of the base in the EMA by module, with the expected share as a line."""
+def share_by_module(comparison: Comparison, share: ema.BaseShare, *, caption: str = "") -> Figure:
+    """Draw the measured share of the base in the EMA by module, with the expected share and all that any path allows."""
     modules = {name: sums.alpha for name, sums in comparison.modules().items() if sums.alpha is not None}
     figure, ax = plt.subplots(figsize=(7.2, 0.26 * len(modules) + 1.2))
-    ax.barh(list(modules), [100 * (1 - a) for a in modules.values()], color=PALETTE[0], height=0.6)
+    ax.plot([100 * (1 - a) for a in modules.values()], list(modules), "o", color=PALETTE[0], label="measured")
     if share.expected is not None:
-        ax.axvline(100 * share.expected, color="black", lw=1, label="expected")
         ax.axvspan(100 * share.expected_low, 100 * share.expected_high, color=PALETTE[4], alpha=0.25, label="any path")
-        ax.legend(fontsize=7, loc="best")
+        ax.axvline(100 * share.expected, color="black", lw=1, label="expected")
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ax.invert_yaxis()
     ax.set(xlabel="base still in the EMA (%)", ylabel="module")
     figure.suptitle(caption, fontsize=8, color="#555")

@@ -49,7 +49,7 @@ class Condition:
     path: Literal["recorded", "vocoder", "griffin-lim", "trainer", "inference"]
     model: Literal["base", "finetune"] = "finetune"
     weights: Weights = "raw"
-    voice: str = FEMALE
+    voice: str = MALE
     options: dict[str, Any] = field(default_factory=dict)
     front_end: FrontEnd = "raw"
     prompts: tuple[int, ...] = (11, 5)
@@ -61,18 +61,17 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("recorded", "recorded"),
     Condition("vocoder", "vocoder", limit=0.05),
     Condition("griffin-lim", "griffin-lim"),
-    Condition("b trainer raw", "trainer", limit=0.12),
     Condition("c inference ema", "inference", weights="ema", limit=0.2),
-    Condition("c inference raw", "inference", limit=0.2),
+    Condition("b trainer raw", "trainer", limit=0.12),
     Condition("d defaults ema", "inference", weights="ema", options=DEFAULTS, limit=0.5, reverse=True),
+    Condition("c inference raw", "inference", limit=0.2),
     Condition("d defaults raw", "inference", options=DEFAULTS, limit=0.5, reverse=True),
-    Condition("base female", "inference", "base", "ema"),
-    Condition("base male", "inference", "base", "ema", voice=MALE),
-    Condition("recorded male", "recorded", voice=MALE),
+    Condition("base", "inference", "base", "ema"),
     Condition("pinyin ema", "inference", weights="ema", front_end="pinyin"),
-    Condition("other prompts", "inference", weights="ema", prompts=(4, 9, 2)),
     Condition("mask only", "inference", weights="ema", options={"text_mask_padding": True}),
     Condition("heads only", "inference", weights="ema", options={"pe_attn_head": None}),
+    Condition("other prompts", "inference", weights="ema", prompts=(4, 9, 2)),
+    Condition("recorded female", "recorded", voice=FEMALE),
 )
 
 
@@ -256,7 +255,7 @@ def measure_gates(
             bench, condition, bench.targets(condition.voice, n, condition.prompts), seeds, known
         )
         result[condition.label] = _judged(condition, estimate, len(seeds))
-        if condition.label in ("c inference raw", "c inference ema", "base female", "base male"):
+        if condition.label in ("c inference raw", "c inference ema", "base"):
             gap = measure_text_gap(bench, condition)
             result[f"a gap {condition.model} {condition.weights} {condition.voice}"] = {
                 "mean": gap.relative, "own": gap.own, "other": gap.other, "n": 24, "limit": 0.15, "passed": gap.relative >= 0.15,

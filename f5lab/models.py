@@ -36,6 +36,10 @@ def upstream() -> SimpleNamespace:
     import matplotlib
 
     backend, path = dict.__getitem__(matplotlib.rcParams, "backend"), list(sys.path)
+    if isinstance(backend, str) and "inline" in backend:  # loaded later, it would not show figures in a notebook
+        import matplotlib.pyplot as plt
+
+        plt.switch_backend(backend)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         import vocos

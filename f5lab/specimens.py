@@ -52,11 +52,13 @@ READER_STAGES: tuple[Stage, ...] = (
 )
 """Male voice, from nothing. They restate the recipe that made the reader which the released base started from."""
 
-VOICE_STAGES: tuple[Stage, ...] = (
-    Stage("second-voice", 100, 5e-4, {MALE: 0.45, FEMALE: 0.55}, {"single": 0.05, "natural": 0.12, "inference": 0.55, "double": 0.28}, frames=2100, warmup=120),
-    Stage("two-voices", 1700, 4.5e-4, {MALE: 0.42, FEMALE: 0.58}, {"single": 0.05, "natural": 0.09, "inference": 0.6, "double": 0.26}),
+BASE_STAGES: tuple[Stage, ...] = (
+    Stage(
+        "polish", 1500, 3e-4, _MALE, {"single": 0.05, "natural": 0.1, "inference": 0.6, "double": 0.25}, frames=2000,
+        warmup=100,
+    ),
 )  # fmt: skip
-"""Both voices, from the reader on."""
+"""From the reader to the released base."""
 
 READER_UPDATES = 8900
 """Updates that the reader had had, stopped attempts included."""
@@ -75,14 +77,14 @@ class FinetunePlan:
     """
 
     name: str = "ptbr"
-    voice: str = FEMALE
+    voice: str = MALE
     prompts: tuple[int, ...] = (5, 11)
     repeats: int = 2
-    epochs: int = 25
-    learning_rate: float = 2e-4
-    warmup: int = 50
+    epochs: int = 18
+    learning_rate: float = 1.5e-4
+    warmup: int = 60
     frames: int = 1400
-    log_every: int = 25
+    log_every: int = 180
     time_power: float = 1.8
     silent_weight: float = 0.1
     drop_audio: float = 0.1
@@ -263,7 +265,7 @@ def finetune(
 
 
 def build(
-    out: Path, speech: Path, *, stages: Sequence[Stage] = READER_STAGES + VOICE_STAGES, device: str = "auto",
+    out: Path, speech: Path, *, stages: Sequence[Stage] = READER_STAGES + BASE_STAGES, device: str = "auto",
     start: Path | None = None, plan: FinetunePlan | None = None, vocoder_plan: VocoderPlan | None = None,
 ) -> Path:  # fmt: skip
     """Make base, vocoder and fine-tune from the speech; what is finished is kept, what was stopped is taken up.
@@ -304,11 +306,14 @@ def build(
     return finetune(out, clips, base, vocab, vocoder, plan or FinetunePlan(), device)
 
 
-def halve(state: Any) -> Any:
-    """Return a checkpoint with every floating-point weight as fp16; integers and flags as they are."""
+def halve(state: Any, name: str = "") -> Any:
+    """Return a checkpoint with every floating-point weight as fp16; integers, flags and ``inv_freq`` as they are.
+
+    Rounding ``inv_freq`` would turn the rotary phase by 0.16 rad at frame 1000, silently: a fault of its own.
+    """
     if isinstance(state, Tensor):
-        return state.half() if state.is_floating_point() else state
-    return {k: halve(v) for k, v in state.items()} if isinstance(state, dict) else state
+        return state.half() if state.is_floating_point() and not name.endswith("inv_freq") else state
+    return {k: halve(v, str(k)) for k, v in state.items()} if isinstance(state, dict) else state
 
 
 def export(build_dir: Path, target: Path, *, samples: Sequence[int], name: str = "ptbr") -> Path:
@@ -345,9 +350,17 @@ def export(build_dir: Path, target: Path, *, samples: Sequence[int], name: str =
     return target
 
 
-def write_manifest(data: Path, origins: dict[str, tuple[str, str]]) -> Path:
-    """Write ``manifest.json`` for every file under `data` but itself; `origins`: path prefix to (origin, licence)."""
-    files = []
+ORIGINS: dict[str, tuple[str, str]] = {
+    "": ("written for this project", "MIT"),
+    "specimen/": ("trained from speech/ptbr by f5lab/specimens.py", "MIT"),
+    "speech/": ("synthesised with Kokoro-82M, voices jm_kumo and jf_alpha", "Apache-2.0"),
+}
+"""Path prefix under data/ to origin and licence; the longest prefix counts."""
+
+
+def write_manifest(data: Path, origins: dict[str, tuple[str, str]] | None = None) -> Path:
+    """Write ``manifest.json`` for every file under `data` but itself; `origins`: as `ORIGINS`, the default."""
+    origins, files = origins or ORIGINS, []
     for path in sorted(p for p in data.rglob("*") if p.is_file() and p != data / "manifest.json"):
         relative = path.relative_to(data).as_posix()
         origin, licence = origins[max((p for p in origins if relative.startswith(p)), key=len)]

@@ -178,6 +178,14 @@ def test_rows_that_no_text_used(tmp_path: Path, test: str) -> None:
     assert found.untouched == (() if test == "none" else (1, 4))
 
 
+def test_rows_that_moved_less_than_their_precision_are_not_called_untouched(tmp_path: Path) -> None:
+    before = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    raw, old = state() | {ROWS: (before * 1.0001).half()}, state() | {ROWS: before.half()}
+    save_trainer(tmp_path / "m.pt", raw, ema_state(raw))
+    found = anatomy.untouched_rows(open_checkpoint(tmp_path / "m.pt"), "raw", old)
+    assert (found.test, found.untouched) == ("none", ()) and "stored precision" in found.limit
+
+
 def test_row_match_finds_a_permutation() -> None:
     g = torch.Generator().manual_seed(0)
     base = torch.randn(41, 32, generator=g)
