@@ -13,7 +13,7 @@ from torch import Tensor
 
 from f5lab import architectures, checkpoints, schedules
 from f5lab.checkpoints import Checkpoint
-from f5lab.diffs import layer_of, module_of
+from f5lab.diffs import BLOCK, layer_of, module_of
 from f5lab.errors import CheckpointError
 from f5lab.specs import Weights
 
@@ -83,15 +83,18 @@ def tensor_facts(weights: Mapping[str, Tensor]) -> list[TensorFacts]:
 
 
 def _facts(name: str, tensor: Tensor) -> TensorFacts:
-    values = tensor.detach().double().flatten()
-    nan, inf = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
-    finite = values[torch.isfinite(values)] if nan or inf else values
+    moments = _moments(tensor.detach().flatten())
+    nan = inf = 0
+    if not math.isfinite(moments[0]):
+        values = tensor.detach().flatten()
+        nan, inf = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
+        moments = _moments(values[torch.isfinite(values)])
+    energy, total, low, high, zeros, n = moments
     stats: dict[str, float | None] = dict.fromkeys(("norm", "mean", "std", "minimum", "maximum"))
-    if finite.numel():
-        low, high = torch.aminmax(finite)
-        norm, mean = float(torch.linalg.vector_norm(finite)), float(finite.mean())
-        std = math.sqrt(max(norm**2 / finite.numel() - mean**2, 0.0))
-        stats = {"norm": norm, "mean": mean, "std": std, "minimum": float(low), "maximum": float(high)}
+    if n:
+        mean = total / n
+        std = math.sqrt(max(energy / n - mean**2, 0.0))
+        stats = {"norm": math.sqrt(energy), "mean": mean, "std": std, "minimum": low, "maximum": high}
     return TensorFacts(
         name=name,
         module=module_of(name),
@@ -103,9 +106,22 @@ def _facts(name: str, tensor: Tensor) -> TensorFacts:
         **stats,
         nan=nan,
         inf=inf,
-        zero_share=float((values == 0).double().mean()) if values.numel() else 0.0,
+        zero_share=zeros / tensor.numel() if tensor.numel() else 0.0,
         state=_state(name, tensor, stats, bool(nan or inf)),
     )
+
+
+def _moments(values: Tensor) -> tuple[float, float, float, float, int, int]:
+    """Return sum of squares, sum, minimum, maximum, zeros and count, block by block in float64."""
+    energy, total, low, high, zeros = 0.0, 0.0, math.inf, -math.inf, 0
+    for start in range(0, values.numel(), BLOCK):
+        block = values[start : start + BLOCK].double()
+        energy += float(torch.dot(block, block))
+        total += float(block.sum())
+        least, most = torch.aminmax(block)
+        low, high = min(low, float(least)), max(high, float(most))
+        zeros += block.numel() - int(torch.count_nonzero(block))
+    return energy, total, low, high, zeros, values.numel()
 
 
 def _state(name: str, tensor: Tensor, stats: Mapping[str, float | None], broken: bool) -> str:

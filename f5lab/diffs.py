@@ -15,6 +15,8 @@ from torch import Tensor
 from f5lab.errors import CheckpointError
 
 TEXT_ROWS = "transformer.text_embed.text_embed.weight"
+BLOCK = 1 << 16
+"""Values summed at a time: six rows of float64 are 3 MiB."""
 ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 """Largest relative rounding error of the two half precisions."""
 
@@ -188,20 +190,28 @@ def compare(a: Mapping[str, Tensor], b: Mapping[str, Tensor], base: Mapping[str,
 
 
 def _sums(a: Tensor, b: Tensor, base: Tensor | None = None) -> Sums:
-    x, y = a.detach().double().flatten(), b.detach().double().flatten()
-    d = x - y
-    found = {"n": x.numel(), "aa": _dot(x, x), "bb": _dot(y, y), "ab": _dot(x, y), "dd": _dot(d, d)}
-    largest = float(d.abs().max()) if d.numel() else 0.0
+    """Sum over blocks that fit a cache; rows of the buffer: a, b, a - b, and with a base P, R - P, E - P."""
+    sources = [t.detach().flatten() for t in (a, b, base) if t is not None]
+    pairs = {"aa": (0, 0), "bb": (1, 1), "ab": (0, 1), "dd": (2, 2)}
     if base is not None:
-        p = base.detach().double().flatten()
-        u, v = x - p, y - p
-        found |= {"pp": _dot(p, p), "uu": _dot(u, u), "vv": _dot(v, v), "uv": _dot(u, v)}
-        found["rounding"] = sum(_rounding_energy(t, energy) for t, energy in ((b, found["bb"]), (base, found["pp"])))
-    return Sums(largest=largest, **found)
-
-
-def _dot(x: Tensor, y: Tensor) -> float:
-    return float(torch.dot(x, y))
+        pairs |= {"pp": (3, 3), "uu": (4, 4), "vv": (5, 5), "uv": (4, 5)}
+    rows = torch.empty(3 if base is None else 6, min(BLOCK, max(a.numel(), 1)), dtype=torch.float64)
+    found, largest = dict.fromkeys(pairs, 0.0), 0.0
+    for start in range(0, a.numel(), BLOCK):
+        n = min(BLOCK, a.numel() - start)
+        block = rows[:, :n]
+        for row, source in zip((0, 1, 3), sources, strict=False):
+            block[row].copy_(source[start : start + n])
+        torch.sub(block[0], block[1], out=block[2])
+        if base is not None:
+            torch.sub(block[0], block[3], out=block[4])
+            torch.sub(block[1], block[3], out=block[5])
+        for name, (i, j) in pairs.items():
+            found[name] += float(torch.dot(block[i], block[j]))
+        low, high = torch.aminmax(block[2])
+        largest = max(largest, -float(low), float(high))
+    rounding = 0.0 if base is None else _rounding_energy(b, found["bb"]) + _rounding_energy(base, found["pp"])
+    return Sums(n=a.numel(), largest=largest, rounding=rounding, **found)
 
 
 def _rounding_energy(stored: Tensor, energy: float) -> float:

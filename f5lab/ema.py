@@ -336,7 +336,7 @@ def study(checkpoint: Checkpoint, base: Checkpoint | None = None) -> Study:
         return Study(checkpoint, base, compared, comparison, share, tuple(judge_slots(checkpoint, comparison)))
     slot, notices = checkpoint.slots[0], tuple(judge_slots(checkpoint))
     if base is None:
-        reason = f"{checkpoint.path} holds {slot} weights only: nothing to compare"
+        reason = f"{checkpoint.path.name} holds {slot} weights only: nothing to compare"
         return Study(checkpoint, base, reason, None, None, notices)
     other = slot if slot in base.slots else base.slots[0]
     comparison = diffs.compare(checkpoint.weights(slot), base.weights(other))
@@ -380,7 +380,11 @@ def share_rows(study: Study, points: Sequence[tuple[int, float]] = ()) -> list[d
         ("share expected", _percent(share.expected), f"path adamw, learning rates: {share.schedule}"),
         ("share possible", reach, "from a jump to the slower of drift and diffusion"),
         ("share measured", _percent(share.measured), "1 - projection of EMA - base on raw - base"),
-        ("measured less expected", _percent(share.gap), "points"),
+        (
+            "measured less expected",
+            None if share.gap is None else f"{100 * share.gap:+.2f} points",
+            "should be within 2",
+        ),
     ]
     if points and share.updates:
         schedule = schedules.read_schedule(study.checkpoint.scheduler)
