@@ -13,7 +13,7 @@ from torch import Tensor
 
 from f5lab import architectures, checkpoints, schedules
 from f5lab.checkpoints import Checkpoint
-from f5lab.diffs import BLOCK, layer_of, module_of
+from f5lab.diffs import BLOCK, layer_of, module_of, one_thread
 from f5lab.errors import CheckpointError
 from f5lab.specs import Weights
 
@@ -79,7 +79,8 @@ class RowTest:
 
 def tensor_facts(weights: Mapping[str, Tensor]) -> list[TensorFacts]:
     """Return the facts of every tensor, one at a time in float64."""
-    return [_facts(name, tensor) for name, tensor in weights.items()]
+    with one_thread():
+        return [_facts(name, tensor) for name, tensor in weights.items()]
 
 
 def _facts(name: str, tensor: Tensor) -> TensorFacts:
@@ -182,7 +183,7 @@ def untouched_rows(checkpoint: Checkpoint, slot: Weights, base: Mapping[str, Ten
         limit = (
             "rows touched once or twice move less than half precision shows; a row kept by other means looks the same"
         )
-        return RowTest("base", _collinear(rows, old), limit=limit, **found)
+        return _row_test("base", _collinear(rows, old), limit, found)
     if set(checkpoint.slots) == {"raw", "ema"}:
         other = checkpoint.weights("ema" if slot == "raw" else "raw")[architectures.TEXT_EMBEDDING]
         limit = (
