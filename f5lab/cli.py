@@ -19,10 +19,12 @@ from f5lab import __version__, paths
 from f5lab.errors import LabError, RunError, UsageError
 
 if TYPE_CHECKING:
+    from f5lab.specs import Case
     from f5lab.workbook import Step
 
 TRACEBACK = "--traceback"
 INTERRUPTED = 130
+FOUND = 3
 
 app = typer.Typer(
     name="f5lab",
@@ -191,6 +193,113 @@ def cycle(
     from f5lab import cycles
 
     _deliver(cycles.report(waves, device=device), json_file)
+
+
+CasePath = Annotated[
+    Path | None, typer.Argument(metavar="CASE", help="case.yaml; default: the bundled one.", show_default=False)
+]
+
+
+@app.command()
+def diagnose(
+    case: CasePath = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Without a case file: the checkpoint.")] = None,
+    vocab: Annotated[Path | None, typer.Option(help="Without a case file: vocab.txt.")] = None,
+    clip: Annotated[Path | None, typer.Option(help="Without a case file: a recording.")] = None,
+    text: Annotated[str, typer.Option(help="Without a case file: what the recording says.")] = "",
+    base: Annotated[Path | None, typer.Option(help="Without a case file: what was fine-tuned.")] = None,
+    vocoder: Annotated[Path | None, typer.Option(help="Without a case file: folder of a Vocos.")] = None,
+    language: Annotated[str, typer.Option(help="Without a case file: language of the recording.")] = "en",
+    listen: Annotated[bool, typer.Option(help="Synthesise and transcribe.")] = True,
+    asr: Annotated[str, typer.Option(help="Whisper size or weights file.")] = "base",
+    check: Annotated[bool, typer.Option("--check", help="Exit with 3 when a cause is found.")] = False,
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Name the cause: the verdict of a case, without notebooks."""
+    loose = {"--checkpoint": checkpoint, "--vocab": vocab, "--clip": clip, "--text": text or None}
+    the_case = _case_of(case, loose, base, vocoder, language)
+    from f5lab import diagnosis, verdicts
+
+    found = diagnosis.diagnose(the_case, device=device, listen=listen, asr=asr)
+    if str(json_file) == "-":
+        sys.stdout.write(found.verdict.model_dump_json(indent=2) + "\n")
+    else:
+        if json_file is not None:
+            paths.write_text(json_file, found.verdict.model_dump_json(indent=2) + "\n")
+        typer.echo(verdicts.markdown(found.verdict, found.claims), nl=False)
+    if check and found.verdict.causes:
+        raise typer.Exit(FOUND)
+
+
+def _case_of(
+    case: Path | None, loose: Mapping[str, Any], base: Path | None, vocoder: Path | None, language: str
+) -> "Case":
+    """Return the case of a file, or one made from the four loose options."""
+    from f5lab.specs import Case as CaseSpec
+    from f5lab.specs import Prompt, Vocoder, load_case
+
+    given = {name for name, value in loose.items() if value is not None}
+    if case is not None or not given:
+        if given:
+            raise UsageError(
+                f"CASE and {', '.join(sorted(given))}", expected="a case file or the loose options, not both"
+            )
+        return load_case(case or paths.default_case())
+    if missing := sorted(set(loose) - given):
+        raise UsageError(f"{', '.join(missing)} missing", expected="--checkpoint, --vocab, --clip and --text together")
+    for name in ("--checkpoint", "--vocab", "--clip"):
+        paths.existing_file(loose[name], RunError, name)
+    prompt = Prompt(id="clip", ref_audio=loose["--clip"], ref_text=loose["--text"], gen_text=loose["--text"])
+    return CaseSpec(
+        name=loose["--checkpoint"].stem, language=language, checkpoint=loose["--checkpoint"], vocab=loose["--vocab"],
+        base=base, vocoder=Vocoder(path=vocoder), prompts=(prompt,),
+    )  # fmt: skip
+
+
+@app.command()
+def bundle(
+    case: CasePath = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the bundle.")] = ...,  # type: ignore[assignment]
+    verify: Annotated[bool, typer.Option(help="Speak it by the stock CLI and score it.")] = True,
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Write a fixed bundle that the stock F5-TTS command line speaks with."""
+    from f5lab import bundles
+    from f5lab.specs import load_case
+
+    _deliver(
+        bundles.write_bundle(load_case(case or paths.default_case()), out, verify=verify, device=device), json_file
+    )
+
+
+@app.command()
+def faults(
+    fault: Annotated[str, typer.Argument(metavar="[ID]", help="Show one entry in full.", show_default=False)] = "",
+    json_file: JsonFile = None,
+) -> None:
+    """List the catalogue of faults, or one entry in full."""
+    from dataclasses import asdict
+
+    from f5lab import catalogue
+
+    _deliver(asdict(catalogue.find_fault(fault)) if fault else {"faults": catalogue.rows()}, json_file)
+
+
+@app.command()
+def plant(
+    fault: Annotated[str, typer.Argument(metavar="FAULT", help="Id of the catalogue; several: a,b.")],
+    case: CasePath = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the case.")] = ...,  # type: ignore[assignment]
+    variant: Annotated[int, typer.Option(min=0, help="Another seed, layer or amount of the same fault.")] = 0,
+) -> None:
+    """Write a case with a fault planted into it; the default CASE is the bundled one, repaired."""
+    from f5lab import plants
+    from f5lab.specs import load_case
+
+    healthy = load_case(case or paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml")
+    typer.echo(str(plants.plant([name.strip() for name in fault.split(",")], healthy, out, variant=variant)))
 
 
 @specimen.command("build")

@@ -105,7 +105,7 @@ def _read_data(folder: Path, home: Path, found: Found) -> None:
     if not (found.data / "raw.arrow").is_file():
         found.missing.append("raw.arrow: no prompts could be drawn")
         return
-    rows = _rows(found.data / "raw.arrow")
+    rows = read_rows(found.data / "raw.arrow")
     if rows and isinstance(rows[0]["text"], str):
         found.front_end = "raw"
     elif rows and tokenizer not in TOKENIZERS:
@@ -114,7 +114,14 @@ def _read_data(folder: Path, home: Path, found: Found) -> None:
     _draw_prompts(rows, found)
 
 
-def _rows(arrow: Path) -> list[dict[str, Any]]:
+def read_rows(arrow: Path) -> list[dict[str, Any]]:
+    """Return the rows of a dataset's ``raw.arrow``: ``audio_path``, ``text`` (a string or a list of tokens), ``duration``.
+
+    Raises
+    ------
+    CaseError
+        The file is missing or no Arrow file.
+    """
     import pyarrow as pa
 
     with existing_file(arrow, CaseError, "dataset").open("rb") as f:

@@ -67,6 +67,14 @@ class SpecimenError(LabError):
     """The bundled specimen is incomplete, changed or cannot be built."""
 
 
+class FaultError(LabError):
+    """A fault is not in the catalogue, or cannot be planted in a case."""
+
+
+class BundleError(LabError):
+    """A bundle cannot be written, or does not speak."""
+
+
 class RunError(LabError):
     """A workbook run cannot be started or finished."""
 

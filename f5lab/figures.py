@@ -132,3 +132,54 @@ def share_by_module(comparison: Comparison, share: ema.BaseShare, *, caption: st
     ax.set(xlabel="base still in the EMA (%)", ylabel="module")
     figure.suptitle(caption, fontsize=8, color="#555")
     return figure
+
+
+def stage_map(columns: Sequence[str], stages: Sequence[str], values: np.ndarray, *, caption: str = "") -> Figure:
+    """Draw the relative difference of each stage (columns) for each factor (rows), logarithmic; exact zeros are white.
+
+    Parameters
+    ----------
+    values : ndarray [shape=(factors, stages)]
+    """
+    figure, ax = plt.subplots(figsize=(8.2, 0.42 * len(columns) + 1.9))
+    shown = np.ma.masked_where(values <= 0, np.log10(np.clip(values, 1e-8, 10)))
+    mesh = ax.pcolormesh(shown, cmap="viridis", vmin=-6, vmax=0.5, edgecolors="#ddd", linewidth=0.5)
+    ax.set_xticks(np.arange(len(stages)) + 0.5, stages, rotation=40, ha="right", fontsize=8)
+    ax.set_yticks(np.arange(len(columns)) + 0.5, columns, fontsize=8)
+    ax.invert_yaxis()
+    figure.colorbar(mesh, ax=ax, label="log10 relative L2 difference")
+    figure.suptitle(caption, fontsize=8, color="#555")
+    return figure
+
+
+def losses(rows: Mapping[str, tuple[float, float, float]], *, caption: str = "") -> Figure:
+    """Draw how much worse each hypothesis explains the recordings, (mean, low, high) in percent; 0 is the reference."""
+    figure, ax = plt.subplots(figsize=(7.6, 0.36 * len(rows) + 1.3))
+    for row, (mean, low, high) in enumerate(rows.values()):
+        colour = PALETTE[1] if low > 0 else PALETTE[2] if high < 0 else "#999"
+        ax.plot([low, high] if np.isfinite([low, high]).all() else [mean, mean], [row, row], color=colour, lw=2)
+        ax.plot(mean, row, "o", color=colour, ms=5)
+    ax.axvline(0, color="black", lw=0.8)
+    ax.set(
+        yticks=range(len(rows)),
+        xlabel="loss against the reference (%), paired, 95 % interval",
+        ylim=(-0.6, len(rows) - 0.4),
+    )
+    ax.set_yticklabels(list(rows), fontsize=8)
+    ax.invert_yaxis()
+    figure.suptitle(caption, fontsize=8, color="#555")
+    return figure
+
+
+def confusion(rows: Sequence[str], columns: Sequence[str], counts: np.ndarray, *, caption: str = "") -> Figure:
+    """Draw what was planted (rows) against what was named first (columns), counts [shape=(rows, columns)]."""
+    figure, ax = plt.subplots(figsize=(0.24 * len(columns) + 3.2, 0.24 * len(rows) + 2.6))
+    ax.pcolormesh(np.ma.masked_equal(counts, 0), cmap="viridis_r", edgecolors="#eee", linewidth=0.4)
+    for i, j in zip(*np.nonzero(counts)):
+        ax.text(j + 0.5, i + 0.5, str(counts[i, j]), ha="center", va="center", fontsize=6, color="white")
+    ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90, fontsize=6.5)
+    ax.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=6.5)
+    ax.set(xlabel="named first", ylabel="planted")
+    ax.invert_yaxis()
+    figure.suptitle(caption, fontsize=8, color="#555")
+    return figure

@@ -18,8 +18,8 @@ from f5lab.asr import Transcriber
 from f5lab.audio import Wave, load_wave
 from f5lab.curricula import Clip
 from f5lab.errors import SpecimenError
+from f5lab.finetuning import ARCH, FEMALE, MALE
 from f5lab.paths import write_text
-from f5lab.specimens import ARCH, FEMALE, MALE
 from f5lab.specs import FrontEnd, Vocoder, Weights
 from f5lab.statistics import Estimate, bootstrap_mean
 

@@ -10,10 +10,10 @@ import inspect
 import io
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -79,6 +79,45 @@ def pick_device(device: str = "auto") -> str:
         there = ", ".join(name for name, there in available.items() if there)
         raise ModelError(f"device {device!r} is not available", expected=f"auto or one of: {there}")
     return device
+
+
+def pick_precision(precision: Precision, device: str) -> Literal["fp32", "fp16", "bf16"]:
+    """Return what a precision is on a device: "auto" is upstream's choice, float16 on CUDA from compute capability 7 on.
+
+    References
+    ----------
+    ``load_checkpoint`` in ``f5_tts/infer/utils_infer.py``.
+    """
+    if precision != "auto":
+        return precision
+    if not device.startswith("cuda"):
+        return "fp32"
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).major
+    return "fp16" if capability >= 7 and not name.endswith("[ZLUDA]") else "fp32"
+
+
+def fill(
+    model: torch.nn.Module, weights: Mapping[str, torch.Tensor], *, precision: Precision = "fp32", device: str = "cpu"
+) -> torch.nn.Module:
+    """Fill a CFM from a state dict under upstream's names (strict), cast, move and put it in eval mode.
+
+    For experiments on weights that upstream's loader would refuse, such as those with a wrapper's prefix stripped.
+
+    Raises
+    ------
+    ModelError
+        Names or shapes do not fit; every offending tensor is listed.
+    """
+    own = model.state_dict()
+    wrong = [f"{n} missing" for n in own if n not in weights and n.startswith("transformer.")]
+    wrong += [f"{n} unexpected" for n in weights if n not in own]
+    wrong += [f"{n} {tuple(weights[n].shape)}, the model has {tuple(t.shape)}" for n, t in own.items()
+              if n in weights and weights[n].shape != t.shape]  # fmt: skip
+    if wrong:
+        raise ModelError("the weights do not fit the model", offenders=wrong, next_step="compare with `f5lab inspect`")
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[pick_precision(precision, device)]
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
+    return model.to(device=device, dtype=dtype).eval()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The report of a run: a front page and one HTML file a notebook, each needing nothing but itself."""
 
+import base64
 import copy
 import json
 import re
@@ -9,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from nbconvert.exporters import TemplateExporter
@@ -17,12 +19,15 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from f5lab import markup, tables
+from f5lab import markup, tables, verdicts
 from f5lab.findings import Finding
 from f5lab.provenance import duration_text, size_text
+from f5lab.verdicts import Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 VERDICTS = ("supported", "refuted", "inconclusive")
+BEFORE, AFTER = "audio/06-repair-01.flac", "audio/06-repair-02.flac"
+"""Where notebook 06 leaves the first prompt as inference speaks it, and repaired."""
 _FIGURE = re.compile(r"^fig(?:ure)?\.?\s*(\d+)$", re.IGNORECASE)
 
 
@@ -133,8 +138,10 @@ def index_page(folder: Path, record: Mapping[str, Any], findings: Sequence[Findi
     entries = {entry["number"]: entry for entry in record["notebooks"]}
     anchors = {number: _cell_ids(folder, entry) for number, entry in entries.items()}
     rows = [_finding_row(finding, folder, entries, anchors) for finding in findings]
+    verdict = verdicts.load(folder / verdicts.FILE) if (folder / verdicts.FILE).is_file() else None
     page = environment.get_template("index.html.j2").render(
         css=_stylesheet(),
+        verdict=_verdict_view(verdict, rows, folder) if verdict else None,
         policy=markup.CONTENT_SECURITY_POLICY,
         record=record,
         rows=rows,
@@ -145,6 +152,27 @@ def index_page(folder: Path, record: Mapping[str, Any], findings: Sequence[Findi
         done=[entry for entry in record["notebooks"] if entry["status"] == "ok"],
     )
     return markup.encodable(page)
+
+
+def _verdict_view(verdict: Verdict, rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+    """Return what the front page shows of a verdict: causes with their evidence, clips, and the Markdown to paste."""
+    by_id = {row["finding"].id: row for row in rows}
+    claims = {name: row["finding"].claim.partition(": ")[2] for name, row in by_id.items()}
+    return {
+        "headline": verdict.headline,
+        "causes": [
+            {"cause": cause, "settings": yaml.safe_dump(cause.fix.settings, sort_keys=False) if cause.fix.settings else "",
+             "claims": [(name, claims.get(name, ""), by_id.get(name, {}).get("page")) for name in cause.evidence]}
+            for cause in verdict.causes
+        ],
+        "refuted": [(item.id, claims.get(item.evidence[0], "") if item.evidence else "") for item in verdict.refuted],
+        "unknown": verdict.unknown,
+        "clips": [
+            (label, base64.b64encode((folder / file).read_bytes()).decode())
+            for label, file in (("as inference runs", BEFORE), ("repaired", AFTER)) if (folder / file).is_file()
+        ],
+        "markdown": verdicts.markdown(verdict, claims),
+    }  # fmt: skip
 
 
 def _by_question(rows: Iterable[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:

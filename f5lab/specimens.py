@@ -2,33 +2,23 @@
 
 import json
 import logging
-import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import soundfile as sf
 import torch
 from torch import Tensor
 
 from f5lab import curricula, models, vocoders
-from f5lab.audio import load_wave
-from f5lab.curricula import Clip, Stage, Voice
+from f5lab.curricula import Clip, Stage
 from f5lab.errors import SpecimenError
+from f5lab.finetuning import ARCH, MALE, FinetunePlan, finetune
 from f5lab.paths import atomic_path, existing_file, sha256_file, write_text
 from f5lab.vocoders import VocoderPlan
 
 logger = logging.getLogger(__name__)
 
-ARCH: dict[str, Any] = {
-    "dim": 256, "depth": 6, "heads": 4, "dim_head": 64, "ff_mult": 2, "text_dim": 128, "conv_layers": 4, "dropout": 0.0,
-    "text_mask_padding": False, "pe_attn_head": 1,
-}  # fmt: skip
-"""F5TTS_Base's options, narrower: 6.4 M parameters."""
-
-MALE, FEMALE = "jm_kumo", "jf_alpha"
 _MALE = {MALE: 1.0}
 _READER = {"prompts": (5, 4, 9, 11), "time_power": 1.7, "frames": 2000}
 
@@ -62,35 +52,6 @@ BASE_STAGES: tuple[Stage, ...] = (
 
 READER_UPDATES = 8900
 """Updates that the reader had had, stopped attempts included."""
-
-
-@dataclass(frozen=True)
-class FinetunePlan:
-    """How the fine-tune is trained by upstream's own Trainer.
-
-    Attributes
-    ----------
-    repeats : int
-        How often each inference item stands in the dataset.
-    frames : int
-        Mel frames a batch, as ``batch_size_type="frame"`` counts them.
-    """
-
-    name: str = "ptbr"
-    voice: str = MALE
-    prompts: tuple[int, ...] = (5, 11)
-    repeats: int = 2
-    epochs: int = 18
-    learning_rate: float = 1.5e-4
-    warmup: int = 60
-    frames: int = 1400
-    log_every: int = 180
-    time_power: float = 1.8
-    silent_weight: float = 0.1
-    drop_audio: float = 0.1
-    drop_both: float = 0.08
-    length_jitter: float = 0.4
-    seed: int = 666
 
 
 def characters(clips: Sequence[Clip]) -> list[str]:
@@ -140,128 +101,6 @@ def release_base(stage_file: Path, step: int, target: Path) -> Path:
     with atomic_path(target) as temporary:
         torch.save({"ema_model_state_dict": state}, temporary)
     return target
-
-
-def span_cfm(spans: dict[str, tuple[int, int]], plan: FinetunePlan) -> type:
-    """Return a subclass of upstream's CFM whose loss counts the second clip only.
-
-    Parameters
-    ----------
-    spans : dict
-        Text of a dataset item to (first frame that counts, frames that ``infer_process`` would give the second clip; 0:
-        as recorded).
-    """
-
-    class SpanCFM(models.upstream().CFM):
-        """CFM with the curriculum's loss; ``sample`` and the weights are upstream's."""
-
-        def forward(
-            self, inp: Tensor, text: list[str], *, lens: Tensor | None = None, noise_scheduler: str | None = None
-        ) -> tuple[Tensor, Tensor, Tensor]:
-            """Return loss, condition and prediction, as upstream's Trainer expects them."""
-            mels = [refit(mel[:n], *spans[t], plan.length_jitter) for mel, n, t in zip(inp, lens.tolist(), text)]
-            x1 = torch.nn.utils.rnn.pad_sequence(mels, batch_first=True)
-            lens = torch.tensor([len(mel) for mel in mels], device=x1.device)
-            starts = torch.tensor([spans[t][0] for t in text], device=x1.device)
-            x0, t = torch.randn_like(x1), torch.rand(len(mels), device=x1.device) ** plan.time_power
-            both = random.random() < plan.drop_both
-            ids = models.upstream().list_str_to_idx(text, self.vocab_char_map).to(x1.device)
-            audio = both or random.random() < plan.drop_audio
-            v, span = curricula.span_velocity(self, x1, x0, t, ids, lens, starts, audio, both)
-            return curricula.span_error(v, x1, x0, span, plan.silent_weight), x1, v
-
-    return SpanCFM
-
-
-def refit(mel: Tensor, start: int, frames: int, jitter: float) -> Tensor:
-    """Give the second clip of a joined one its duration by the byte rule, or, in a share of cases, one near it."""
-    if not frames:
-        return mel
-    if random.random() < jitter:
-        frames = int(min(frames, (len(mel) - start) * 1.6) * random.uniform(0.85, 1.15))
-    return torch.cat([mel[:start], curricula.fit_frames(mel[start:].cpu(), min(frames, 160)).to(mel.device)])
-
-
-def _finetune_items(voice: Voice, plan: FinetunePlan) -> list[tuple[str, Any, tuple[int, int]]]:
-    """Return (text, samples, span) of every dataset item."""
-    import numpy as np
-
-    waves = [load_wave(clip.path).samples for clip in voice.clips]
-    items = [(clip.text, wave, (0, 0)) for clip, wave in zip(voice.clips, waves)]
-    for clip, wave in zip(voice.clips, waves):
-        items.append((f"{clip.text} {clip.text}", np.concatenate([wave, wave]), (1 + len(wave) // models.HOP, 0)))
-    for prompt in voice.prompts.values():
-        for clip, wave in zip(voice.clips, waves):
-            joined = np.concatenate([prompt.samples, wave * np.float32(np.exp(prompt.gain))])
-            span = (len(prompt.mel), prompt.target_frames(clip.text))
-            items += [(prompt.text + clip.text, joined, span)] * plan.repeats
-    return items
-
-
-def write_dataset(voice: Voice, plan: FinetunePlan, vocab: Path, folder: Path) -> dict[str, tuple[int, int]]:
-    """Write the fine-tune's dataset as upstream's ``prepare_csv_wavs`` leaves it, and return the spans by text.
-
-    ``raw.arrow``, ``duration.json``, ``vocab.txt`` and ``wavs/`` (float, so that nothing is re-encoded).
-    """
-    from datasets.arrow_writer import ArrowWriter
-
-    (folder / "wavs").mkdir(parents=True, exist_ok=True)
-    rows, spans, written = [], {}, {}
-    for text, samples, span in _finetune_items(voice, plan):
-        if text not in written:
-            written[text] = folder / "wavs" / f"item_{len(written):04d}.wav"
-            sf.write(written[text], samples, models.RATE_HZ, subtype="FLOAT")
-        spans[text] = span
-        rows.append(
-            {"audio_path": str(written[text].resolve()), "text": text, "duration": len(samples) / models.RATE_HZ}
-        )
-    with ArrowWriter(path=str(folder / "raw.arrow")) as writer:
-        for row in rows:
-            writer.write(row)
-        writer.finalize()
-    write_text(folder / "duration.json", json.dumps({"duration": [row["duration"] for row in rows]}))
-    shutil.copyfile(vocab, folder / "vocab.txt")
-    return spans
-
-
-def read_dataset(folder: Path) -> Any:
-    """Return upstream's CustomDataset of a data folder (its own ``load_dataset`` reads only folders beside the package)."""
-    from datasets import Dataset
-
-    durations = json.loads((folder / "duration.json").read_text(encoding="utf-8"))["duration"]
-    return models.upstream().CustomDataset(Dataset.from_file(str(folder / "raw.arrow")), durations, **models.MEL)
-
-
-def finetune(
-    out: Path, clips: Sequence[Clip], base: Path, vocab: Path, vocoder: Path, plan: FinetunePlan, device: str = "cpu"
-) -> Path:
-    """Fine-tune the base with upstream's Trainer and return the training folder, as the Trainer leaves it.
-
-    The base is put there as ``pretrained_*.pt``, so the Trainer's EMA inherits its ``step``. A run that was stopped is
-    taken up from ``model_last.pt``.
-    """
-    up, folder = models.upstream(), out / "ckpts" / plan.name
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "pretrained_model_last.pt").is_file():
-        shutil.copyfile(base, folder / "pretrained_model_last.pt")
-    voice = curricula.load_voice(clips, plan.voice, plan.prompts)
-    spans = write_dataset(voice, plan, vocab, out / "data" / f"{plan.name}_char")
-    torch.manual_seed(plan.seed)
-    random.seed(plan.seed)
-    char_map, size = up.get_tokenizer(str(vocab), "custom")
-    model = span_cfm(spans, plan)(
-        transformer=up.DiT(**ARCH, text_num_embeds=size, mel_dim=100),
-        mel_spec_kwargs={**models.MEL, "mel_spec_type": "vocos"}, vocab_char_map=char_map,
-    )  # fmt: skip
-    with models.quiet():
-        trainer = up.Trainer(
-            model, plan.epochs, plan.learning_rate, num_warmup_updates=plan.warmup, save_per_updates=plan.log_every,
-            keep_last_n_checkpoints=0, last_per_updates=4 * plan.log_every, checkpoint_path=str(folder),
-            batch_size_per_gpu=plan.frames, batch_size_type="frame", max_samples=0, logger=None, log_samples=True,
-            is_local_vocoder=True, local_vocoder_path=str(vocoder), accelerate_kwargs={"cpu": device == "cpu"},
-        )  # fmt: skip
-        trainer.train(read_dataset(out / "data" / f"{plan.name}_char"), num_workers=1, resumable_with_seed=plan.seed)
-    return folder
 
 
 def build(
@@ -345,6 +184,10 @@ def export(build_dir: Path, target: Path, *, samples: Sequence[int], name: str =
                 ckpts / "samples" / f"update_{update}_{kind}.wav",
                 target / "finetune" / "samples" / f"update_{update}_{kind}.wav",
             )
+    kept = {str(update) for update in samples}
+    table = (ckpts / "samples" / "texts.csv").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in table[1:] if row.split("|")[0] in kept]
+    write_text(target / "finetune" / "samples" / "texts.csv", "\n".join([table[0], *rows]) + "\n")
     shutil.copyfile(build_dir / "vocab.txt", target / "vocab.txt")
     shutil.copytree(build_dir / "vocos", target / "vocos", dirs_exist_ok=True)
     return target

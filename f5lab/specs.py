@@ -112,13 +112,14 @@ class Vocoder(_Spec):
 
 
 class Training(_Spec):
-    """What the trainer ran with, as far as known."""
+    """What the trainer ran with, as far as known; `dataset` is its ``raw.arrow``."""
 
     arch: Arch | None = None
     vocab: Path | None = None
     front_end: FrontEnd | None = None
     mel_spec_type: MelType | None = None
     samples: Path | None = None
+    dataset: Path | None = None
 
 
 class Inference(_Spec):
@@ -138,13 +139,17 @@ class Inference(_Spec):
 
 
 class Prompt(_Spec):
-    """A reference recording with its text, and the text to be spoken after it."""
+    """A reference recording with its text, and the text to be spoken after it.
+
+    `gen_audio` is a real recording of `gen_text`, `spoken_audio` what the user's failing inference made of it.
+    """
 
     id: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     ref_audio: Path
     ref_text: str
     gen_text: str = Field(min_length=1)
     gen_audio: Path | None = None
+    spoken_audio: Path | None = None
 
 
 class Recorded(_Spec):
@@ -157,19 +162,24 @@ class Recorded(_Spec):
 
 
 class Case(_Spec):
-    """One investigation; see ``data/cases/ptbr/case.yaml`` for a commented example."""
+    """One investigation; see ``data/cases/ptbr/case.yaml`` for a commented example.
 
-    name: str = Field(default="case", pattern=r"^[A-Za-z0-9._-]+$")
+    `base_vocab` is the vocab that `base` was trained with, `planted` the faults that ``f5lab plant`` put in.
+    """
+
+    name: str = Field(default="case", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
     language: str = "en"
     question: str = "The trainer's samples are fine, inference is not. Why?"
     checkpoint: Path
     base: Path | None = None
+    base_vocab: Path | None = None
     vocab: Path | None = None
     vocoder: Vocoder = Vocoder()
     training: Training = Training()
     inference: Inference = Inference()
     prompts: tuple[Prompt, ...] = Field(min_length=1)
     recorded: tuple[Recorded, ...] = ()
+    planted: tuple[str, ...] = ()
     path: Path | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
@@ -198,7 +208,8 @@ class Recipe(_Spec):
     `path` says whose code speaks: ``trainer`` is what ``Trainer.train`` does for a logged sample (in-process model,
     dataset mel as condition, text doubled, exactly twice the duration), ``inference`` is ``load_model`` +
     ``preprocess_ref_audio_text`` + ``infer_process``, ``accelerate`` the trainer's with the model prepared and
-    unwrapped by Accelerate.
+    unwrapped by Accelerate. `duration` counts for the inference path only: ``byte-rule`` is upstream's (frames of the
+    reference times the ratio of UTF-8 bytes), ``recorded`` gives the new text the length of its real recording.
     """
 
     name: str
@@ -217,6 +228,7 @@ class Recipe(_Spec):
     sway_sampling_coef: float | None = -1.0
     speed: float = 1.0
     fix_duration: float | None = None
+    duration: Literal["byte-rule", "recorded"] = "byte-rule"
 
     def but(self, **changes: Any) -> "Recipe":
         """Return a copy with some fields changed, validated anew."""
@@ -298,10 +310,12 @@ def case_files(case: Case) -> list[tuple[str, Path]]:
     named: list[tuple[str, Path | None]] = [
         ("checkpoint", case.checkpoint),
         ("base", case.base),
+        ("base_vocab", case.base_vocab),
         ("vocab", case.vocab),
         ("vocoder.path", case.vocoder.path),
         ("training.vocab", case.training.vocab),
         ("training.samples", case.training.samples),
+        ("training.dataset", case.training.dataset),
         ("inference.vocab", case.inference.vocab),
     ]
     for block, arch in (("training", case.training.arch), ("inference", case.inference.arch)):
@@ -310,5 +324,6 @@ def case_files(case: Case) -> list[tuple[str, Path]]:
         named += [
             (f"prompts.{prompt.id}.ref_audio", prompt.ref_audio),
             (f"prompts.{prompt.id}.gen_audio", prompt.gen_audio),
+            (f"prompts.{prompt.id}.spoken_audio", prompt.spoken_audio),
         ]
     return [(label, file) for label, file in named if file is not None]

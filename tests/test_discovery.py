@@ -14,7 +14,16 @@ from f5lab import discovery, models
 from f5lab.errors import CaseError
 from f5lab.specs import load_case
 
-ARCH = {"dim": 64, "depth": 2, "heads": 1, "ff_mult": 2, "text_dim": 32, "conv_layers": 2, "text_mask_padding": False, "pe_attn_head": 1}
+ARCH = {
+    "dim": 64,
+    "depth": 2,
+    "heads": 1,
+    "ff_mult": 2,
+    "text_dim": 32,
+    "conv_layers": 2,
+    "text_mask_padding": False,
+    "pe_attn_head": 1,
+}
 
 
 @pytest.fixture

@@ -9,13 +9,18 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "f5lab"
 LAYERS = [
-    {"errors", "paths", "specs", "findings", "provenance", "tables"},
+    {"errors", "paths", "specs", "findings", "provenance", "tables", "catalogue", "verdicts"},
     {
         "anatomy", "architectures", "audio", "checkpoints", "diffs", "ema", "figures", "metrics", "plots", "schedules",
         "statistics", "vocabs",
     },
     {"models", "asr", "whisper_weights", "speakers"},
-    {"samplers", "cycles", "oracles", "discovery", "curricula", "vocoders", "specimens", "gates"},
+    {
+        "samplers", "cycles", "oracles", "discovery", "curricula", "vocoders", "specimens", "finetuning", "gates", "factors", "probes",
+        "parity", "prompt_timing", "examinations", "settings_search", "weight_faults", "setting_faults", "text_faults",
+        "audio_faults", "listening", "diagnosis", "calibration", "planting", "plants", "plants_audio", "plants_harmless",
+        "plants_settings", "plants_text", "plants_weights", "bundles", "spellings",
+    },
     {"parameters", "kernels", "markup", "reports", "workbook", "widgets", "cli", "__main__"},
 ]  # fmt: skip
 SOLE_IMPORTERS = {

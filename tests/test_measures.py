@@ -14,12 +14,20 @@ from f5lab.errors import AudioError, CaseError
 
 
 def tone(frequency: float = 440.0, seconds: float = 0.5, rate: int = 24000, level: float = 0.3) -> Wave:
-    return Wave((level * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(np.float32), rate)
+    return Wave(
+        (level * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(np.float32), rate
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "heard", "expected"),
-    [("O gato.", "o gato", 0.0), ("O gato.", "ogato", 0.0), ("avó", "avô", 1 / 3), ("O gato.", "", 1.0), ("oi", "oi oi oi oi oi", 1.0)],
+    [
+        ("O gato.", "o gato", 0.0),
+        ("O gato.", "ogato", 0.0),
+        ("avó", "avô", 1 / 3),
+        ("O gato.", "", 1.0),
+        ("oi", "oi oi oi oi oi", 1.0),
+    ],
 )
 def test_cer(text: str, heard: str, expected: float) -> None:
     assert metrics.cer(text, heard).value == pytest.approx(expected)
@@ -103,7 +111,12 @@ def test_bad_recordings_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("no audio")
     sf.write(tmp_path / "empty.wav", np.zeros(0), 24000)
     sf.write(tmp_path / "nan.wav", np.full(10, np.nan), 24000, subtype="FLOAT")
-    for name, says in (("text.wav", "not readable as audio"), ("empty.wav", "holds no samples"), ("nan.wav", "not finite"), ("gone.wav", "does not exist")):
+    for name, says in (
+        ("text.wav", "not readable as audio"),
+        ("empty.wav", "holds no samples"),
+        ("nan.wav", "not finite"),
+        ("gone.wav", "does not exist"),
+    ):
         with pytest.raises(AudioError, match=says):
             audio.load_wave(tmp_path / name)
 
@@ -127,7 +140,10 @@ class Parrot:
 
 
 def test_calibration_separates_only_when_the_oracle_hears() -> None:
-    clips = [(tone(seconds=0.5 + k / 10), text) for k, text in enumerate(["o gato", "perto da praia", "viu um filme", "no trabalho"])]
+    clips = [
+        (tone(seconds=0.5 + k / 10), text)
+        for k, text in enumerate(["o gato", "perto da praia", "viu um filme", "no trabalho"])
+    ]
     known = {len(w.samples): t for w, t in clips}
     assert oracles.calibrate(clips, Parrot(known)).separates
     deaf = oracles.calibrate(clips, Parrot({}))

@@ -10,7 +10,17 @@ from f5lab import audio, models, paths, samplers
 from f5lab.errors import AudioError, CaseError, ModelError
 from f5lab.specs import Prompt, Recipe, Vocoder, load_case
 
-ARCH = {"dim": 64, "depth": 2, "heads": 1, "ff_mult": 2, "text_dim": 32, "conv_layers": 2, "text_mask_padding": False, "pe_attn_head": 1, "dropout": 0.0}
+ARCH = {
+    "dim": 64,
+    "depth": 2,
+    "heads": 1,
+    "ff_mult": 2,
+    "text_dim": 32,
+    "conv_layers": 2,
+    "text_mask_padding": False,
+    "pe_attn_head": 1,
+    "dropout": 0.0,
+}
 SEED = 1234
 DATA = paths.data_dir()
 VOCAB, VOCOS = DATA / "specimen" / "vocab.txt", DATA / "specimen" / "vocos"
@@ -23,7 +33,11 @@ def loud_model(kind: type | None = None) -> torch.nn.Module:
     up = models.upstream()
     char_map, size = models.read_vocab_map(VOCAB)
     torch.manual_seed(0)
-    model = (kind or up.CFM)(transformer=up.DiT(**ARCH, text_num_embeds=size, mel_dim=100), mel_spec_kwargs={**models.MEL, "mel_spec_type": "vocos"}, vocab_char_map=char_map)
+    model = (kind or up.CFM)(
+        transformer=up.DiT(**ARCH, text_num_embeds=size, mel_dim=100),
+        mel_spec_kwargs={**models.MEL, "mel_spec_type": "vocos"},
+        vocab_char_map=char_map,
+    )
     for name, parameter in model.named_parameters():
         if "proj_out" in name or "norm_out" in name or "attn_norm" in name:
             torch.nn.init.normal_(parameter, std=0.05)
@@ -76,14 +90,26 @@ def test_trainer_path_equals_what_the_trainer_logs(trained: Path) -> None:
 @pytest.mark.parametrize(("weights", "front_end"), [("ema", "pinyin"), ("raw", "pinyin")])
 def test_inference_path_equals_upstream(trained: Path, weights: str, front_end: str) -> None:
     up, checkpoint = models.upstream(), trained / "model_2.pt"
-    chosen = recipe(checkpoint, path="inference", name="inference", weights=weights, front_end=front_end, precision="auto", nfe_step=8)
+    chosen = recipe(
+        checkpoint,
+        path="inference",
+        name="inference",
+        weights=weights,
+        front_end=front_end,
+        precision="auto",
+        nfe_step=8,
+    )
     spoken = samplers.Studio("cpu").speak(chosen, PROMPT, SEED)
     with models.quiet():
-        model = up.load_model(up.DiT, ARCH, str(checkpoint), vocab_file=str(VOCAB), use_ema=weights == "ema", device="cpu")
+        model = up.load_model(
+            up.DiT, ARCH, str(checkpoint), vocab_file=str(VOCAB), use_ema=weights == "ema", device="cpu"
+        )
         vocoder = up.load_vocoder("vocos", True, str(VOCOS), "cpu")
         reference, text = up.preprocess_ref_audio_text(str(REF), REF_TEXT, show_info=lambda *_: None)
         torch.manual_seed(SEED)
-        wave, rate, _ = up.infer_process(reference, text, TEXT, model, vocoder, show_info=lambda *_: None, progress=None, nfe_step=8, device="cpu")
+        wave, rate, _ = up.infer_process(
+            reference, text, TEXT, model, vocoder, show_info=lambda *_: None, progress=None, nfe_step=8, device="cpu"
+        )
     assert rate == spoken.wave.rate_hz
     np.testing.assert_array_equal(wave, spoken.wave.samples)
 

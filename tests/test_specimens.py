@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from f5lab import curricula, gates, models, specimens, vocoders
+from f5lab import curricula, finetuning, gates, models, specimens, vocoders
 from f5lab.curricula import Item
 from f5lab.errors import SpecimenError
-from f5lab.specimens import FinetunePlan
+from f5lab.finetuning import FinetunePlan
 from tests.test_curricula import ARCH, VOCAB, tiny_model, tiny_voice
 
 
@@ -65,7 +65,7 @@ def test_the_finetune_loss_is_the_curriculums(monkeypatch: pytest.MonkeyPatch) -
     plan = FinetunePlan(drop_audio=0, drop_both=0, time_power=1.0, silent_weight=1.0)
     text, mel = "ab. bc.", torch.randn(30, 100)
     up = models.upstream()
-    model = specimens.span_cfm({text: (12, 0)}, plan)(
+    model = finetuning.span_cfm({text: (12, 0)}, plan)(
         transformer=up.DiT(**ARCH, text_num_embeds=len(VOCAB), mel_dim=100), mel_spec_kwargs=models.MEL, vocab_char_map=VOCAB
     )  # fmt: skip
     model.load_state_dict(tiny_model().state_dict())
@@ -81,9 +81,9 @@ def test_the_finetune_loss_is_the_curriculums(monkeypatch: pytest.MonkeyPatch) -
 
 def test_refit_keeps_the_prompt_and_gives_the_byte_rules_duration() -> None:
     mel = torch.randn(50, 100)
-    fitted = specimens.refit(mel, 20, 44, 0.0)
+    fitted = finetuning.refit(mel, 20, 44, 0.0)
     assert torch.equal(fitted[:20], mel[:20]) and len(fitted) == 64
-    assert specimens.refit(mel, 20, 0, 1.0) is mel
+    assert finetuning.refit(mel, 20, 0, 1.0) is mel
 
 
 def test_the_dataset_is_on_disk_as_upstream_reads_it(tmp_path: Path) -> None:
@@ -95,8 +95,10 @@ def test_the_dataset_is_on_disk_as_upstream_reads_it(tmp_path: Path) -> None:
         clips.append(curricula.Clip(tmp_path / f"{i}.wav", clip.text, "v", "phrase"))
     voice = curricula.Voice("v", tuple(clips), voice.mels, voice.prompts)
     (tmp_path / "vocab.txt").write_text(" \na\n", encoding="utf-8")
-    spans = specimens.write_dataset(voice, FinetunePlan(repeats=2), tmp_path / "vocab.txt", tmp_path / "v_char")
-    dataset = specimens.read_dataset(tmp_path / "v_char")
+    spans = finetuning.write_dataset(
+        finetuning.finetune_items(voice, FinetunePlan(repeats=2)), tmp_path / "vocab.txt", tmp_path / "v_char"
+    )
+    dataset = finetuning.read_dataset(tmp_path / "v_char")
     assert len(dataset) == 3 + 3 + 6
     assert {dataset.data[i]["text"] for i in range(len(dataset))} == set(spans)
     assert spans["ab. ab."] == (1 + 24000 // 256, 0)

@@ -10,7 +10,11 @@ from f5lab import findings, paths
 from f5lab.errors import CaseError, RunError
 from f5lab.specs import PRESETS, Arch, load_case
 
-MINIMAL = {"checkpoint": "c.pt", "vocab": "v.txt", "prompts": [{"id": "p", "ref_audio": "a.wav", "ref_text": "a", "gen_text": "b"}]}
+MINIMAL = {
+    "checkpoint": "c.pt",
+    "vocab": "v.txt",
+    "prompts": [{"id": "p", "ref_audio": "a.wav", "ref_text": "a", "gen_text": "b"}],
+}
 
 
 def write(folder: Path, data: dict) -> Path:

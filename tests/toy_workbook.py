@@ -5,29 +5,29 @@ from pathlib import Path
 import nbformat
 import yaml
 
-PARAMETERS = '''case: str = "case.yaml"  # path, the case
+PARAMETERS = """case: str = "case.yaml"  # path, the case
 out: str = ""  # path, the run's folder; empty: live
 device: str = "auto"  # auto, cpu, cuda or mps
 n_prompts: int = 3  # prompts spoken
-seeds: list[int] = [0, 1]  # sampling seeds'''
+seeds: list[int] = [0, 1]  # sampling seeds"""
 
-RECORD = '''from f5lab import findings, tables
+RECORD = """from f5lab import findings, tables
 log = findings.FindingsLog("{number}", out)
 log.record("{number}-works", question="Does it run?", claim="The notebook of {number} runs.", verdict="supported",
            value=n_prompts, unit="prompts", n=len(seeds), evidence=["audio/tone.flac", "figure 1", "probe"],
            limitation="A toy <b>only</b>.")
-tables.show_findings(log.findings)'''
+tables.show_findings(log.findings)"""
 
-FIGURE = '''import matplotlib.pyplot as plt
+FIGURE = """import matplotlib.pyplot as plt
 figure, axes = plt.subplots(figsize=(5, 2))
 axes.plot(seeds)
 axes.set(xlabel="seed number", ylabel="seed", title="The seeds, seed 0")
-plt.show()'''
+plt.show()"""
 
-AUDIO = '''from pathlib import Path
+AUDIO = """from pathlib import Path
 folder = Path(out) / "audio"
 folder.mkdir(exist_ok=True)
-_ = (folder / "tone.flac").write_bytes(b"fLaC")'''
+_ = (folder / "tone.flac").write_bytes(b"fLaC")"""
 
 
 def notebook(number: str, *sources: str, parameters: str = PARAMETERS, record: bool = True) -> nbformat.NotebookNode:

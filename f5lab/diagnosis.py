@@ -1,0 +1,238 @@
+"""The diagnosis: all detectors, then listening to what they name, then the verdict.
+
+Detectors that read files, then those that probe; each on its own, so that one that fails is reported as unknown and
+stops no other. Causes that can be repaired by a setting are then repaired and broken one at a time and heard.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from f5lab import audio_faults, factors, listening, setting_faults, text_faults, weight_faults
+from f5lab.errors import CaseError, LabError
+from f5lab.examinations import Exam, Suspicion, unknown
+from f5lab.findings import FindingsLog
+from f5lab.probes import Hypothesis
+from f5lab.settings_search import GAIN
+from f5lab.specs import Case
+from f5lab.verdicts import Cause, Fix, Refuted, Unknown, Verdict
+
+logger = logging.getLogger(__name__)
+
+NUMBER = "06"
+QUESTION = "Which entry of the fault catalogue explains why inference differs from the trainer's samples?"
+Detector = Callable[[Exam], list[Suspicion]]
+
+DETECTORS: dict[Detector, tuple[str, ...]] = {
+    weight_faults.detect_prefix: ("prefix-lost",),
+    weight_faults.detect_damage: ("weight-damage",),
+    weight_faults.detect_rope: ("inv-freq-altered",),
+    weight_faults.detect_stale: ("stale-checkpoint",),
+    weight_faults.detect_ema: (*weight_faults.EMA_FAULTS, "raw-in-ema-slot", "scratch-by-accident", "lr-dead"),
+    setting_faults.detect_options: setting_faults.ARCH_FAULTS,
+    setting_faults.detect_mel: ("mel-type",),
+    setting_faults.detect_rate: ("frontend-rate",),
+    setting_faults.detect_precision: ("precision-bf16-cast", "precision-fp16-nan"),
+    setting_faults.detect_sampler: ("cfg-or-sway-off",),
+    text_faults.detect_vocab: text_faults.VOCAB_FAULTS,
+    text_faults.detect_unknown: ("oov-to-zero",),
+    text_faults.detect_front_end: ("front-end-pinyin",),
+    text_faults.detect_drift: ("tokenizer-drift",),
+    text_faults.detect_capitals: ("case-folding",),
+    text_faults.detect_length: ("short-text-speed", "duration-byte-ratio"),
+    audio_faults.detect_level: ("ref-silent-or-quiet",),
+    audio_faults.detect_clipped: ("ref-clipped",),
+    audio_faults.detect_reference_text: ("ref-text-wrong",),
+    audio_faults.detect_rate_label: ("sample-rate-mislabelled",),
+    audio_faults.detect_vocoder: ("vocoder-wrong",),
+    audio_faults.detect_stale_text: ("stale-text-cache",),
+}
+"""Every detector with the entries it can name; together they cover the catalogue."""
+
+FOLLOWS: dict[str, tuple[str, ...]] = {
+    "sample-rate-mislabelled": ("duration-byte-ratio", "ref-text-wrong", "case-folding"),
+    "ref-clipped": ("duration-byte-ratio", "ref-text-wrong", "sample-rate-mislabelled"),
+    "ref-silent-or-quiet": ("duration-byte-ratio", "ref-text-wrong", "sample-rate-mislabelled", "case-folding"),
+    "duration-byte-ratio": ("sample-rate-mislabelled", "ref-text-wrong"),
+    "frontend-rate": ("duration-byte-ratio",),
+    "weight-damage": ("raw-ema-swapped", "ema-lag-inherited", "ema-lag-fresh", "scratch-by-accident", "ema-frozen"),
+    "scratch-by-accident": ("weight-damage", "raw-ema-swapped"),
+    "oov-to-zero": ("case-folding",),
+    "vocab-permuted": ("case-folding", "oov-to-zero"),
+    "vocab-off-by-one": ("case-folding", "oov-to-zero"),
+}
+"""What a cause makes look wrong besides itself: named beside it, these are its consequences and are not named."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A verdict with what it rests on.
+
+    Attributes
+    ----------
+    verdict : Verdict
+    suspicions : tuple of Suspicion
+        Every detector's answers, causes first, by rank.
+    heard : listening.Listening or None
+        What was synthesised and scored; None without listening.
+    """
+
+    verdict: Verdict
+    suspicions: tuple[Suspicion, ...]
+    heard: "listening.Listening | None"
+
+    @property
+    def claims(self) -> dict[str, str]:
+        """Finding id to what was seen."""
+        return {f"{NUMBER}-{item.id}": item.claim for item in self.suspicions}
+
+    @property
+    def causes(self) -> list[Suspicion]:
+        """The causes, most responsible first."""
+        return [item for item in self.suspicions if item.outcome == "cause"]
+
+
+def examine(exam: Exam, detectors: Iterable[Detector] | None = None) -> list[Suspicion]:
+    """Run the detectors; one that fails becomes an unknown for each entry it could have named."""
+    found: list[Suspicion] = []
+    for detector in detectors if detectors is not None else DETECTORS:
+        try:
+            found += detector(exam)
+        except LabError as error:
+            found += unknown(DETECTORS.get(detector, ()), f"The detector could not run: {error}", str(error))
+        except Exception as error:
+            logger.warning("%s failed", detector.__name__, exc_info=True)
+            says = f"{detector.__name__} failed: {type(error).__name__}: {error}"
+            found += unknown(DETECTORS.get(detector, ()), says, "a report of this failure with --traceback")
+    return _settled(found)
+
+
+def _settled(found: Sequence[Suspicion]) -> list[Suspicion]:
+    """Keep one answer for each entry (a cause before unknown before refuted) and drop consequences of other causes."""
+    order = {"cause": 0, "unknown": 1, "refuted": 2}
+    best: dict[str, Suspicion] = {}
+    for item in sorted(found, key=lambda s: order[s.outcome]):
+        best.setdefault(item.id, item)
+    causes = {name for name, item in best.items() if item.outcome == "cause"}
+    for name in list(causes):
+        reason = next(
+            (
+                other
+                for other in causes - {name}
+                if name in FOLLOWS.get(other, ()) and other not in FOLLOWS.get(name, ())
+            ),
+            None,
+        )
+        if reason is not None:
+            says = f"{best[name].claim} This follows from {reason}."
+            best[name] = Suspicion(name, "unknown", says, needs=f"the same case without {reason}")
+    return sorted(best.values(), key=lambda s: (order[s.outcome], -s.severity))
+
+
+def diagnose(
+    case: Case, *, device: str = "auto", listen: bool = True, asr: str = "base", limit: int = 8, draws: int = 1,
+    most_prompts: int | None = None, log: FindingsLog | None = None, run: str = "",
+) -> Diagnosis:  # fmt: skip
+    """Examine a case and return the verdict.
+
+    Parameters
+    ----------
+    listen : bool
+        Synthesise and transcribe; without it causes rank by what the files and the probe say.
+    asr : str
+        Whisper size or weights; empty: none, and then nothing is listened to.
+    limit, draws : int
+        Recordings and noise draws for the probe.
+    most_prompts : int, optional
+        Most prompts to synthesise for a comparison.
+    log : FindingsLog, optional
+        Where the findings go; its ids are the verdict's evidence.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint (or base) is none of F5-TTS's.
+    """
+    exam = Exam(case, device=device, limit=limit, draws=draws, asr=asr)
+    suspicions = examine(exam)
+    heard = listening.listen(exam, suspicions, most_prompts=most_prompts) if listen and asr else None
+    if heard is not None:
+        suspicions = listening.weigh(suspicions, heard)
+    log = log or FindingsLog(NUMBER, "")
+    record(log, suspicions)
+    return Diagnosis(conclude(case, suspicions, log.notebook, run), tuple(suspicions), heard)
+
+
+def record(log: FindingsLog, suspicions: Iterable[Suspicion]) -> None:
+    """Record one finding for each suspicion, under its id."""
+    verdict = {"cause": "supported", "refuted": "refuted", "unknown": "inconclusive"}
+    for item in suspicions:
+        log.record(
+            f"{log.notebook}-{item.id}", question=QUESTION, claim=f"{item.id}: {item.claim}", verdict=verdict[item.outcome],
+            value=item.value, unit=item.unit, interval=item.interval, n=item.n, limitation=item.limitation or item.needs,
+        )  # fmt: skip
+
+
+def conclude(case: Case, suspicions: Sequence[Suspicion], notebook: str = NUMBER, run: str = "") -> Verdict:
+    """Return the verdict of a list of ranked suspicions."""
+    from f5lab import catalogue
+
+    causes = [
+        Cause(
+            id=item.id, confidence=item.confidence, factors=list(item.factors), effect=item.effect,
+            evidence=[f"{notebook}-{item.id}"], fix=Fix(summary=catalogue.find_fault(item.id).fix, settings=dict(item.settings)),
+        )
+        for item in suspicions
+        if item.outcome == "cause"
+    ]  # fmt: skip
+    return Verdict(
+        case=case.name, run=run, healthy=not causes, causes=causes,
+        refuted=[Refuted(id=s.id, evidence=[f"{notebook}-{s.id}"]) for s in suspicions if s.outcome == "refuted"],
+        unknown=[Unknown(id=s.id, needs=s.needs) for s in suspicions if s.outcome == "unknown"],
+    )  # fmt: skip
+
+
+def smallest_repair(exam: Exam) -> list[str]:
+    """Return the fewest factors whose repair makes inference explain the recordings as the settings as trained do.
+
+    By the probe, so factors outside the forward pass do not count; delta debugging over the rest.
+
+    Raises
+    ------
+    LabError
+        Nothing can be probed, or no repair suffices.
+    """
+    truth, probe = exam.truth, exam.probe
+    good = Hypothesis(truth.recipe, shift=truth.shift)
+    names = [f.name for f in factors.diff(truth.recipe, exam.inference, exam.device) if f.in_forward]
+
+    def repaired(kept: Sequence[str]) -> bool:
+        try:
+            recipe = factors.switch(exam.inference, truth.recipe, kept)
+            worse = probe.compare(good, Hypothesis(recipe, shift=truth.shift))
+        except LabError:
+            return False
+        return worse.mean < GAIN or worse.low <= 0
+
+    if not names or repaired([]):
+        return []
+    try:
+        return factors.bisect(names, repaired)
+    except ValueError as error:
+        raise CaseError(
+            "no repair of the settings explains the recordings", next_step="see the probe's table"
+        ) from error
+
+
+def rows(suspicions: Iterable[Suspicion]) -> list[dict[str, object]]:
+    """Return suspicions as table rows."""
+    return [
+        {
+            "cause": s.id,
+            "outcome": s.outcome,
+            "confidence": s.confidence or None,
+            "what was seen": s.claim,
+            "needs": s.needs,
+        }
+        for s in suspicions
+    ]

@@ -1,0 +1,58 @@
+"""How long upstream's inference makes a text: the reference as it prepares it, and its byte rule."""
+
+from dataclasses import dataclass
+
+from f5lab import models
+from f5lab.audio import load_wave
+from f5lab.errors import AudioError
+from f5lab.models import HOP, RATE_HZ
+from f5lab.specs import Prompt, Recipe
+
+QUIET_RMS = 0.01
+"""Below this the edges of a reference are cut at -42 dBFS until little is left: its length means nothing."""
+LONGEST_S = 12.0
+SHORT_BYTES, SHORT_SPEED = 10, 0.3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of the reference as stored and as prepared, of the new text by the byte rule, and of its real recording."""
+
+    reference_s: float
+    prepared_s: float
+    given_s: float
+    recorded_s: float | None
+
+
+def timing(prompt: Prompt, recipe: Recipe) -> Timing | None:
+    """Return a prompt's timing; None where the reference is too quiet, too long or has no text.
+
+    References
+    ----------
+    ``preprocess_ref_audio_text`` and ``infer_batch_process`` in ``f5_tts/infer/utils_infer.py``.
+    """
+    wave = load_wave(prompt.ref_audio)
+    if wave.rms < QUIET_RMS or wave.seconds > LONGEST_S or not prompt.ref_text.strip():
+        return None
+    with models.quiet():
+        path, text = models.upstream().preprocess_ref_audio_text(
+            str(prompt.ref_audio), prompt.ref_text, show_info=lambda *_: None
+        )
+    prepared = load_wave(path).seconds
+    try:
+        recorded = load_wave(prompt.gen_audio).seconds if prompt.gen_audio else None
+    except AudioError:
+        recorded = None
+    frames = int(prepared * RATE_HZ) // HOP
+    size = len(prompt.gen_text.encode())
+    speed = SHORT_SPEED if size < SHORT_BYTES else recipe.speed
+    given = int(frames / len((text + " ").encode()) * size / speed)
+    if recipe.fix_duration is not None:
+        given = max(0, int(recipe.fix_duration * RATE_HZ / HOP) - frames)
+    return Timing(wave.seconds, prepared, given * HOP / RATE_HZ, recorded)
+
+
+def fixed_duration(prompt: Prompt, recipe: Recipe) -> float | None:
+    """Return the ``fix_duration`` in seconds that gives the new text the length of its real recording."""
+    found = timing(prompt, recipe)
+    return found.prepared_s + found.recorded_s if found is not None and found.recorded_s else None

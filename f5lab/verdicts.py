@@ -1,0 +1,139 @@
+"""The verdict: ranked causes, refuted suspects, what is not known, and the fix. What ``verdict.json`` holds."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from f5lab.errors import RunError
+from f5lab.paths import existing_file, write_text
+
+FILE = "verdict.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Effect(_Part):
+    """What a cause does, on one measure.
+
+    Attributes
+    ----------
+    metric : str
+    before, after : float
+        With the cause, and with it alone repaired.
+    interval : (float, float), optional
+        95 % interval of after - before, paired; None where there are too few observations for one.
+    n : int
+        Prompts or recordings.
+    """
+
+    metric: str
+    before: float
+    after: float
+    interval: tuple[float, float] | None = None
+    n: int = Field(ge=1)
+
+
+class Fix(_Part):
+    """What to change: a sentence, and the settings of the case file's ``inference:`` block (or of the file named)."""
+
+    summary: str
+    settings: dict[str, Any] = {}
+
+
+class Cause(_Part):
+    """One named cause, with the findings that it rests on."""
+
+    id: str
+    confidence: float = Field(ge=0, le=1)
+    factors: list[str] = []
+    effect: Effect | None = None
+    evidence: list[str]
+    fix: Fix
+
+
+class Refuted(_Part):
+    """A suspect that was looked at and is not a cause."""
+
+    id: str
+    evidence: list[str]
+
+
+class Unknown(_Part):
+    """A suspect that could not be judged, and what would settle it."""
+
+    id: str
+    needs: str
+
+
+class Verdict(_Part):
+    """What a diagnosis says; causes most responsible first."""
+
+    case: str
+    run: str
+    healthy: bool
+    causes: list[Cause]
+    refuted: list[Refuted]
+    unknown: list[Unknown]
+
+    @property
+    def headline(self) -> str:
+        """The verdict in one sentence."""
+        if not self.causes:
+            return "No cause was found." + (" Some suspects could not be judged." if self.unknown else "")
+        names = [f"{cause.id} ({cause.confidence:.0%})" for cause in self.causes]
+        return "Cause: " + ", then ".join(names) + "."
+
+
+def save(verdict: Verdict, folder: Path) -> Path:
+    """Write ``verdict.json`` into a folder."""
+    write_text(folder / FILE, verdict.model_dump_json(indent=2) + "\n")
+    return folder / FILE
+
+
+def load(path: Path) -> Verdict:
+    """Read a verdict.
+
+    Raises
+    ------
+    RunError
+        The file is missing or holds something else.
+    """
+    existing_file(path, RunError, "verdict")
+    try:
+        return Verdict.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is not a verdict", next_step="run the diagnosis again") from error
+
+
+def markdown(verdict: Verdict, findings: dict[str, str] | None = None) -> str:
+    """Return the verdict as Markdown to paste into an issue or a chat.
+
+    Parameters
+    ----------
+    findings : dict of str to str, optional
+        Finding id to its claim, quoted as evidence.
+    """
+    known = findings or {}
+    lines = [f"**f5lab on `{verdict.case}`**: {verdict.headline}", ""]
+    for rank, cause in enumerate(verdict.causes, start=1):
+        lines.append(f"{rank}. **{cause.id}**, confidence {cause.confidence:.0%}. {cause.fix.summary}")
+        if cause.effect is not None:
+            effect = cause.effect
+            span = (
+                f", 95 % of the change {effect.interval[0]:+.3f} to {effect.interval[1]:+.3f}"
+                if effect.interval
+                else ""
+            )
+            lines.append(
+                f"   - {effect.metric}: {effect.before:.3f} with it, {effect.after:.3f} without (n = {effect.n}{span})"
+            )
+        lines += [f"   - {known.get(name, name)}" for name in cause.evidence]
+        lines += [f"   - set `{key}: {value}`" for key, value in cause.fix.settings.items()]
+    if verdict.refuted:
+        lines += ["", "Ruled out: " + ", ".join(f"`{item.id}`" for item in verdict.refuted) + "."]
+    if verdict.unknown:
+        lines += ["", "Not known:"] + [f"- `{item.id}`: {item.needs}" for item in verdict.unknown]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,48 @@
+"""The verdict file and its Markdown."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from f5lab import verdicts
+from f5lab.errors import RunError
+from f5lab.verdicts import Cause, Effect, Fix, Refuted, Unknown, Verdict
+
+VERDICT = Verdict(
+    case="c", run="r", healthy=False,
+    causes=[Cause(id="mel-type", confidence=0.97, factors=["mel_spec_type"], evidence=["06-mel-type"],
+                  effect=Effect(metric="CER", before=0.9, after=0.1, interval=(-0.9, -0.7), n=8),
+                  fix=Fix(summary="Compute vocos mels.", settings={"mel_spec_type": "vocos"}))],
+    refuted=[Refuted(id="vocoder-wrong", evidence=["06-vocoder-wrong"])],
+    unknown=[Unknown(id="tokenizer-drift", needs="raw.arrow")],
+)  # fmt: skip
+
+
+def test_a_verdict_survives_the_disk_with_the_contracts_keys(tmp_path: Path) -> None:
+    path = verdicts.save(VERDICT, tmp_path)
+    assert verdicts.load(path) == VERDICT
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert set(data) == {"case", "run", "healthy", "causes", "refuted", "unknown"}
+    assert set(data["causes"][0]) == {"id", "confidence", "factors", "effect", "evidence", "fix"}
+    assert set(data["causes"][0]["effect"]) == {"metric", "before", "after", "interval", "n"}
+
+
+def test_what_is_no_verdict_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "verdict.json").write_text('{"case": 1}', encoding="utf-8")
+    with pytest.raises(RunError, match="not a verdict"):
+        verdicts.load(tmp_path / "verdict.json")
+    with pytest.raises(RunError, match="verdict"):
+        verdicts.load(tmp_path / "none.json")
+
+
+def test_markdown_names_cause_numbers_fix_and_what_is_left() -> None:
+    text = verdicts.markdown(VERDICT, {"06-mel-type": "Inference computes bigvgan mels."})
+    for part in ("mel-type", "0.900 with it, 0.100 without", "n = 8", "Inference computes bigvgan mels.", "mel_spec_type: vocos",
+                 "`vocoder-wrong`", "raw.arrow"):  # fmt: skip
+        assert part in text
+
+
+def test_a_healthy_verdict_says_so() -> None:
+    healthy = VERDICT.model_copy(update={"causes": [], "healthy": True})
+    assert "No cause was found" in verdicts.markdown(healthy)
