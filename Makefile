@@ -1,7 +1,7 @@
 # make report   execute the workbook on CASE (default: the bundled case) and write an HTML report under reports/
 # make test     style check and tests
 # make lab      JupyterLab on notebooks/
-# make bench    every figure of README.md again
+# make bench    the measured figures again (ONLY=speed: one script)
 # make clean    remove the environment and caches; reports stay
 #
 # Each target installs what it needs into .venv, once. ARGS is passed on: make report ARGS="--only 01 --device cpu"
@@ -26,7 +26,7 @@ lab: $(STAMP) | ffmpeg
 	$(VENV)/bin/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 bench: $(STAMP) | ffmpeg
-	@set -e; found=; for script in benchmarks/*.py; do \
+	@set -e; found=; for script in benchmarks/$(or $(ONLY),*).py; do \
 	  [ -e "$$script" ] || continue; found=1; echo "$$script"; $(PY) "$$script" $(ARGS); \
 	done; [ -n "$$found" ] || { echo "no scripts in benchmarks/" >&2; exit 1; }
 

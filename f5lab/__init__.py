@@ -3,11 +3,14 @@
 Importing the package is cheap: neither torch nor f5_tts is loaded. Work with the modules, ``from f5lab import
 checkpoints, vocabs, samplers``; each imports only from the layers above it:
 
-0. ``errors`` ``specs`` ``paths`` ``findings`` ``tables``: no torch
-1. ``audio`` ``checkpoints`` ``anatomy`` ``ema`` ``vocabs`` ``metrics`` ``statistics`` ``plots``: numeric, know nothing of f5_tts
-2. ``models`` (the one importer of f5_tts and vocos), ``asr`` (the one importer of whisper), ``speakers``
-3. ``samplers`` ``cycles`` ``oracles`` ``discovery`` ``curricula`` ``vocoders`` ``specimens``
-4. ``widgets`` ``reports`` ``workbook`` ``cli``
+0. ``errors`` ``specs`` ``paths`` ``findings`` ``verdicts`` ``catalogue`` ``provenance`` ``tables``: no torch
+1. ``audio`` ``checkpoints`` ``anatomy`` ``architectures`` ``diffs`` ``ema`` ``schedules`` ``vocabs`` ``metrics`` ``statistics`` ``plots``
+   ``figures``: numeric, know nothing of f5_tts
+2. ``models`` (the one importer of f5_tts and vocos), ``asr`` (the one importer of whisper), ``whisper_weights`` ``speakers``
+3. ``samplers`` ``oracles`` ``cycles`` ``discovery``; the diagnosis: ``factors`` ``probes`` ``parity`` ``settings_search`` ``examinations``
+   ``weight_faults`` ``setting_faults`` ``text_faults`` ``audio_faults`` ``listening`` ``diagnosis``; its calibration: ``planting`` ``plants*``
+   ``calibration``; ``bundles`` ``spellings``; the specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``
+4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``workbook`` ``cli``
 """
 
 from importlib.metadata import PackageNotFoundError, version

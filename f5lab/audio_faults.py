@@ -15,7 +15,7 @@ WRONG_TEXT, OWN_TEXT = 0.6, 0.34
 RATES_HZ = (8000, 11025, 12000, 16000, 22050, 32000, 44100, 48000)
 RATE_GAIN = 0.1
 """A rate is taken to be mislabelled when another lowers the loss of the reference by this share."""
-VOCODER_EXCESS = 1.6
+VOCODER_EXCESS = 2.2
 """A vocoder is wrong when its mel error is this many times that of Griffin-Lim."""
 
 

@@ -46,7 +46,7 @@ class FinetunePlan:
     voice: str = MALE
     prompts: tuple[int, ...] = (5, 11)
     repeats: int = 2
-    epochs: int = 18
+    epochs: int = 24
     learning_rate: float = 1.5e-4
     warmup: int = 60
     frames: int = 1400

@@ -140,7 +140,7 @@ def scratch_by_accident(bench: Bench) -> None:
     stored = bench.checkpoint("raw", "ema")
     bench.base()
     start, generator = _fresh(bench, stored.raw), bench.generator()
-    moved = {name: _nudged(tensor, generator) for name, tensor in start.items()}
+    moved = {name: tensor if name == ROTARY else _nudged(tensor, generator) for name, tensor in start.items()}
     updates = stored.update or FRESH_UPDATES[0]
     stored.raw, stored.ema = moved, blend(start, moved, _lagging(0, updates, stored.scheduler))
     stored.update, stored.ema_step, stored.initted = updates, updates, True

@@ -47,6 +47,10 @@ BASE_STAGES: tuple[Stage, ...] = (
         "polish", 1500, 3e-4, _MALE, {"single": 0.05, "natural": 0.1, "inference": 0.6, "double": 0.25}, frames=2000,
         warmup=100,
     ),
+    Stage(
+        "polish-2", 2600, 3e-4, _MALE, {"single": 0.05, "natural": 0.1, "inference": 0.65, "double": 0.2}, frames=2000,
+        warmup=150, seed=1,
+    ),
 )  # fmt: skip
 """From the reader to the released base."""
 

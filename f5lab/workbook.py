@@ -248,7 +248,7 @@ def _opening_record(
     return {
         "format": RUN_FORMAT,
         "run": folder.name,
-        "case": {"name": case.name, "question": case.question, "language": case.language, "path": str(case.path)},
+        "case": {"name": case.name, "question": case.question, "language": case.language, "path": _shown(case.path)},
         "status": RUNNING,
         "started": _now().isoformat(timespec="seconds"),
         "ended": None,
@@ -267,9 +267,15 @@ def _files(case: Case) -> list[dict[str, Any]]:
     files = [("case file", case.path), *case_files(case)] if case.path else case_files(case)
     marks = [(label, path, provenance.fingerprint(path)) for label, path in files]
     return [
-        {"label": label, "path": str(path), "size": mark.size, "sha256": mark.sha256, "files": mark.files}
+        {"label": label, "path": _shown(path), "size": mark.size, "sha256": mark.sha256, "files": mark.files}
         for label, path, mark in marks
     ]
+
+
+def _shown(path: Path | None) -> str:
+    """Return a path relative to the project where it lies inside, so that a shared report names no machine's folders."""
+    root = paths.project_root()
+    return path.relative_to(root).as_posix() if path is not None and path.is_relative_to(root) else str(path)
 
 
 def _seeds(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -242,3 +242,28 @@ def test_front_page_of_a_run_that_just_began(tmp_path: Path) -> None:
 def test_unpaired_surrogates_do_not_break_writing(tmp_path: Path) -> None:
     page = page_of(V4.new_output("stream", name="stdout", text="\ud800"))
     page.encode("utf-8")
+
+
+def test_the_front_page_opens_with_the_verdict(tmp_path: Path) -> None:
+    from f5lab import verdicts
+    from f5lab.findings import Finding
+    from f5lab.verdicts import Cause, Effect, Fix, Refuted, Unknown, Verdict
+
+    attack = "<script>alert(1)</script>"
+    verdict = Verdict(
+        case="toy", run="r", healthy=False,
+        causes=[Cause(id="mel-type", confidence=0.97, evidence=["06-mel-type"], fix=Fix(summary=attack, settings={"mel_spec_type": attack}),
+                      effect=Effect(metric="CER", before=0.9, after=0.1, interval=(-0.9, -0.7), n=8))],
+        refuted=[Refuted(id="vocoder-wrong", evidence=["06-none"])], unknown=[Unknown(id="tokenizer-drift", needs=attack)],
+    )  # fmt: skip
+    verdicts.save(verdict, tmp_path)
+    (tmp_path / "audio").mkdir()
+    (tmp_path / reports.BEFORE).write_bytes(b"fLaC")
+    finding = Finding(id="06-mel-type", question="Why?", claim=f"mel-type: bigvgan {attack}", verdict="supported")
+    page = reports.index_page(tmp_path, record(), [finding])
+    assert_harmless(page)
+    assert page.index("Cause: mel-type (97%)") < page.index("What it rests on")
+    for part in ("CER 0.900 with it, 0.100 without", "vocoder-wrong", "tokenizer-drift", "data:audio/flac;base64,", "to paste into"):
+        assert part in page
+    (tmp_path / "verdict.json").unlink()
+    assert "Verdict so far" in reports.index_page(tmp_path, record(), [finding])

@@ -1,0 +1,142 @@
+"""The diagnosis on the specimen: the bundled case, the repaired one, one with nothing known, and what goes wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from f5lab import catalogue, diagnosis, listening, paths
+from f5lab.errors import CheckpointError, LabError
+from f5lab.examinations import Exam, Suspicion, cause
+from f5lab.findings import FindingsLog
+from f5lab.specs import Case, Prompt, load_case
+from f5lab.statistics import bootstrap_mean
+
+DATA = paths.data_dir()
+HEALTHY = DATA / "cases" / "ptbr-repaired" / "case.yaml"
+
+
+@pytest.fixture(scope="module")
+def bundled() -> diagnosis.Diagnosis:
+    return diagnosis.diagnose(load_case(paths.default_case()), device="cpu", listen=False, limit=4)
+
+
+def test_the_detectors_cover_the_catalogue() -> None:
+    assert {name for names in diagnosis.DETECTORS.values() for name in names} == set(catalogue.FAULTS)
+    assert {n for pair in diagnosis.FOLLOWS.items() for n in (pair[0], *pair[1])} <= set(catalogue.FAULTS)
+
+
+def test_the_bundled_case_has_its_two_causes_first_and_the_suspects_refuted(bundled: diagnosis.Diagnosis) -> None:
+    verdict = bundled.verdict
+    assert [c.id for c in verdict.causes] == ["arch-flags-v0-as-v1", "front-end-pinyin"]
+    assert verdict.causes[0].fix.settings == {"arch": {"pe_attn_head": 1, "text_mask_padding": False}}
+    assert verdict.causes[0].effect.before > verdict.causes[0].effect.after
+    assert {"vocab-permuted", "vocab-off-by-one", "vocoder-wrong", "mel-type", "ema-lag-inherited"} <= {
+        r.id for r in verdict.refuted
+    }
+    named = {c.id for c in verdict.causes} | {r.id for r in verdict.refuted} | {u.id for u in verdict.unknown}
+    assert named == set(catalogue.FAULTS)
+    assert not verdict.healthy and all(u.needs for u in verdict.unknown)
+
+
+def test_every_claim_rests_on_a_recorded_finding(bundled: diagnosis.Diagnosis, tmp_path: Path) -> None:
+    log = FindingsLog("06", tmp_path)
+    diagnosis.record(log, bundled.suspicions)
+    known = {
+        json.loads(line)["id"] for line in (tmp_path / "findings" / "06.jsonl").read_text(encoding="utf-8").splitlines()
+    }
+    cited = {e for part in (bundled.verdict.causes, bundled.verdict.refuted) for item in part for e in item.evidence}
+    assert cited <= known and len(known) == len(catalogue.FAULTS)
+
+
+def test_the_repaired_case_is_healthy() -> None:
+    found = diagnosis.diagnose(load_case(HEALTHY), device="cpu", listen=False, limit=4)
+    assert found.verdict.healthy and not found.verdict.causes
+
+
+def loose(**changes: object) -> Case:
+    """Return a case that states nothing about training: checkpoint, vocab and one clip with its text."""
+    clip = DATA / "speech" / "ptbr" / "jm_kumo_phrase_0012.ogg"
+    prompt = Prompt(id="clip", ref_audio=clip, ref_text="Comprou um livro.", gen_text="Comprou um livro.")
+    fields = {"checkpoint": DATA / "specimen" / "finetune" / "model_last.pt", "vocab": DATA / "specimen" / "vocab.txt",
+              "language": "pt", "prompts": (prompt,)}  # fmt: skip
+    return Case(**{**fields, **changes})
+
+
+def test_hidden_options_are_inferred_from_one_clip() -> None:
+    exam = Exam(loose(), device="cpu", asr="")
+    recipe = exam.truth.recipe
+    assert exam.truth.identifiable and exam.truth.known["arch"] == "inferred"
+    assert (recipe.arch.get("text_mask_padding"), recipe.arch.get("pe_attn_head")) == (False, 1)
+    assert [s.id for s in diagnosis.examine(exam) if s.outcome == "cause"] == ["arch-flags-v0-as-v1"]
+
+
+def test_options_are_not_guessed_where_the_text_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    from f5lab import probes
+    from f5lab.probes import Gate
+
+    monkeypatch.setattr(probes, "text_gate", lambda *_: Gate(bootstrap_mean([0.0, 0.001, -0.001])))
+    answers = {s.id: s for s in diagnosis.examine(Exam(loose(), device="cpu", asr=""))}
+    assert answers["arch-flags-v0-as-v1"].outcome == "unknown" and "config" in answers["arch-flags-v0-as-v1"].needs
+    assert answers["vocab-permuted"].outcome == "unknown"
+
+
+def test_a_detector_that_fails_is_unknown_and_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Exam) -> list[Suspicion]:
+        raise ZeroDivisionError("oops")
+
+    first = next(iter(diagnosis.DETECTORS))
+    monkeypatch.setattr(diagnosis, "DETECTORS", {broken: ("mel-type",), first: diagnosis.DETECTORS[first]})
+    answers = {s.id: s for s in diagnosis.examine(Exam(loose(), device="cpu", asr=""))}
+    assert answers["mel-type"].outcome == "unknown" and "oops" in answers["mel-type"].claim
+    assert answers["prefix-lost"].outcome == "refuted"
+
+
+def test_consequences_are_not_named_beside_their_cause() -> None:
+    found = diagnosis._settled(
+        [
+            cause("ref-clipped", "c.", 0.9, 0.5),
+            cause("ref-text-wrong", "t.", 0.9, 0.9),
+            cause("mel-type", "m.", 0.9, 0.7),
+        ]
+    )
+    assert [s.id for s in found if s.outcome == "cause"] == ["mel-type", "ref-clipped"]
+    assert "ref-clipped" in next(s for s in found if s.id == "ref-text-wrong").needs
+
+
+def test_no_text_and_no_checkpoint_are_clear_errors(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="none of F5-TTS"):
+        diagnosis.diagnose(loose(checkpoint=tmp_path / "other.pt"), device="cpu", listen=False)
+    quiet = loose().prompts[0].model_copy(update={"ref_text": ""})
+    answers = {s.id: s for s in diagnosis.examine(Exam(loose(prompts=(quiet,)), device="cpu", asr=""))}
+    assert answers["arch-flags-v0-as-v1"].outcome == "unknown"
+    assert "ref_text" in answers["arch-flags-v0-as-v1"].claim
+
+
+def test_the_smallest_repair_is_the_two_options(bundled: diagnosis.Diagnosis) -> None:
+    exam = Exam(load_case(paths.default_case()), device="cpu", limit=4, asr="")
+    assert set(diagnosis.smallest_repair(exam)) == {"arch.pe_attn_head", "arch.text_mask_padding"}
+
+
+def test_clips_are_spoken_once_and_kept_by_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("F5LAB_CACHE", str(tmp_path))
+    exam = Exam(load_case(HEALTHY), device="cpu", asr="")
+    recipe, prompt = exam.inference.but(nfe_step=2), exam.case.prompts[:1]
+    first, second = listening.Booth(exam), listening.Booth(exam)
+    a, b = first._sample(recipe, prompt[0]), second._sample(recipe, prompt[0])
+    assert (first.synthesised, second.synthesised) == (1, 0)
+    assert (a.wave.samples == b.wave.samples).all() and a.wave.rate_hz == b.wave.rate_hz
+    assert first._key(recipe, prompt[0]) != first._key(recipe.but(cfg_strength=1.0), prompt[0])
+    copied = tmp_path / "vocab.txt"
+    copied.write_bytes(recipe.vocab.read_bytes())
+    assert first._key(recipe.but(vocab=copied), prompt[0]) == first._key(recipe, prompt[0])
+    copied.write_bytes(recipe.vocab.read_bytes()[::-1])
+    assert listening.Booth(exam)._key(recipe.but(vocab=copied), prompt[0]) != first._key(recipe, prompt[0])
+
+
+def test_without_a_recogniser_nothing_is_heard_and_it_says_so() -> None:
+    exam = Exam(load_case(HEALTHY), device="cpu", asr="")
+    with pytest.raises(LabError, match="recogniser"):
+        exam.hear(exam.references[0].wave)
