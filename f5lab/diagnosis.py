@@ -57,6 +57,7 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
     "frontend-rate": ("duration-byte-ratio",),
     "weight-damage": ("raw-ema-swapped", "ema-lag-inherited", "ema-lag-fresh", "scratch-by-accident", "ema-frozen"),
     "scratch-by-accident": ("weight-damage", "raw-ema-swapped"),
+    "precision-fp16-nan": ("weight-damage", "scratch-by-accident"),
     "oov-to-zero": ("case-folding",),
     "vocab-permuted": ("case-folding", "oov-to-zero"),
     "vocab-off-by-one": ("case-folding", "oov-to-zero"),

@@ -43,6 +43,12 @@ def _slot_faults(exam: Exam, notices: Mapping[str, str]) -> list[Suspicion]:
         says = notices.get("ema-uninitialised", "its output layer is exactly zero, as a new model's")
         return [cause("ema-uninitialised", f"The EMA was never filled: {says}.", 0.99, 1.0, value=0.0,
                       unit="largest weight of proj_out", factors=("weights",), settings={"weights": "raw"})]  # fmt: skip
+    if not exam.checkpoint.labelled and exam.inference.weights == "ema":
+        claim = ("The file does not say which weights it holds and is loaded as EMA; without the ema_model. prefix it is what "
+                 "prune_checkpoint(save_ema=False) makes of the raw ones.")  # fmt: skip
+        return [
+            cause("raw-in-ema-slot", claim, 0.7, 0.05, limitation="A converter may have dropped the prefix of an EMA.")
+        ]
     order = ("raw-in-ema-slot", "ema-uninitialised", "scratch-by-accident", "lr-dead", "ema-frozen", "raw-ema-swapped")
     first = next((name for name in order if name in notices), None)
     if first is None:
