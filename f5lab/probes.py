@@ -144,12 +144,16 @@ class Probe:
         return self._losses[key]
 
     def compare(self, a: Hypothesis, b: Hypothesis) -> Estimate:
-        """Return how much higher the loss of `b` is than that of `a`, as a share of the mean of `a`, paired, 95 %."""
+        """Return how much higher the loss of `b` is than that of `a`, as a share of the mean of `a`, paired, 95 %.
+
+        The interval is over recordings; with fewer than `FEW_ITEMS` of them it is over noise draws, and says nothing
+        about other recordings.
+        """
         x, y = self.loss(a).values, self.loss(b).values
         difference = (y - x) / x.mean()
         if len(x) >= FEW_ITEMS:
             return bootstrap_mean(difference.mean(1))
-        return bootstrap_mean(difference.ravel())
+        return replace(bootstrap_mean(difference.ravel()), n=len(x))
 
     @torch.inference_mode()
     def _item_loss(self, hypothesis: Hypothesis, number: int, draw: int) -> float:

@@ -10,10 +10,12 @@ from f5lab import anatomy, architectures, diffs, ema
 from f5lab.checkpoints import FOREIGN_PREFIXES, WRAPPER_PREFIXES
 from f5lab.errors import LabError
 from f5lab.examinations import Exam, Suspicion, cause, refuted, span, unknown
+from f5lab.probes import FEW_ITEMS
 from f5lab.specs import Weights
 
-MATTERS = 0.05
-"""A lagging EMA is named when its loss is at least this share above that of the raw weights."""
+MATTERS, MATTERS_ON_FEW = 0.05, 0.15
+"""A lagging EMA is named when its loss is at least this share above that of the raw weights; on one or two recordings, where
+the interval covers noise only, at least the second."""
 LEAST_SHARE = 0.1
 OUTLIER, LEAST_MOVE = 20.0, 0.5
 """A tensor is damaged when it moved this many times as far as the median one, and by half its own length."""
@@ -29,6 +31,7 @@ def detect_ema(exam: Exam) -> list[Suspicion]:
     named = {item.id for item in found}
     if "raw-in-ema-slot" not in named:
         found += refuted("raw-in-ema-slot", "The EMA slot carries ema_pytorch's prefix and step, or the file has none.")
+    found += _training(exam, named)
     if named & {*EMA_FAULTS, "scratch-by-accident", "lr-dead"}:
         return found
     if exam.inference.weights != "ema" or set(exam.checkpoint.slots) != {"raw", "ema"}:
@@ -70,6 +73,21 @@ def _slot_numbers(exam: Exam, name: str) -> dict[str, object]:
     return {"value": float(np.sqrt(sums.vv / sums.uu)) if sums.uu else None, "unit": "|EMA - base| / |raw - base|"}
 
 
+def _training(exam: Exam, named: set[str]) -> list[Suspicion]:
+    """Say whether the raw weights left the base, and whether they began there."""
+    names = [name for name in ("scratch-by-accident", "lr-dead") if name not in named]
+    comparison = exam.study.comparison
+    if comparison is None or not comparison.has_base:
+        return unknown(names, "There is no base to compare with.", "base: the checkpoint that training started from")
+    moved = comparison.overall.moved
+    return refuted(
+        names,
+        f"Raw weights moved by {moved:.2g} of their length away from the base.",
+        value=moved,
+        unit="|raw - base| / |base|",
+    )
+
+
 def _is_fresh(weights: Mapping[str, torch.Tensor]) -> bool:
     return not bool(weights["transformer.proj_out.weight"].any())
 
@@ -94,7 +112,8 @@ def _lag(exam: Exam) -> list[Suspicion]:
     rest = refuted(
         [f for f in EMA_FAULTS if f not in (name, other)], "The EMA is filled, has moved, and lags behind raw."
     )
-    if worse is None or worse.mean < MATTERS or worse.low <= 0:
+    least = MATTERS if len(exam.probe.items) >= FEW_ITEMS else MATTERS_ON_FEW
+    if worse is None or worse.mean < least or worse.low <= 0:
         says = (
             "EMA explains the recordings as well as raw"
             if worse is None

@@ -13,7 +13,7 @@ from f5lab.specs import load_case
 DATA = paths.data_dir()
 CLIP = DATA / "speech" / "ptbr" / "jm_kumo_phrase_0012.ogg"
 LOOSE = ["--checkpoint", str(DATA / "specimen/finetune/model_last.pt"), "--vocab", str(DATA / "specimen/vocab.txt"),
-         "--clip", str(CLIP), "--text", "Comprou um livro.", "--language", "pt"]  # fmt: skip
+         "--clip", str(CLIP), "--text", "Comprou um livro.", "--language", "pt", "--vocoder", str(DATA / "specimen/vocos")]  # fmt: skip
 
 
 @pytest.fixture

@@ -96,3 +96,16 @@ def test_a_rate_ratio_moves_the_start(good: Hypothesis) -> None:
     assert len(probes.item_mel(item, good.recipe, 2.0)) == pytest.approx(
         len(probes.item_mel(item, good.recipe)) / 2, abs=1
     )
+
+
+def test_times_as_a_batch_give_what_each_gives_alone(exam: Exam, good: Hypothesis) -> None:
+    import torch
+
+    model, item = exam.probe.bench.model(good.recipe), exam.probe.items[0]
+    x1 = probes.item_mel(item, good.recipe)
+    x0 = torch.randn(x1.shape, generator=torch.Generator().manual_seed(0))
+    ids = probes.token_ids(model, good.recipe, item.text)
+    with torch.inference_mode():
+        together = probes.velocity(model, x1, x0, ids, 40, probes.TIMES)
+        alone = torch.cat([probes.velocity(model, x1, x0, ids, 40, (t,)) for t in probes.TIMES])
+    assert torch.allclose(together, alone, atol=1e-4, rtol=1e-4)

@@ -263,7 +263,13 @@ def test_the_front_page_opens_with_the_verdict(tmp_path: Path) -> None:
     page = reports.index_page(tmp_path, record(), [finding])
     assert_harmless(page)
     assert page.index("Cause: mel-type (97%)") < page.index("What it rests on")
-    for part in ("CER 0.900 with it, 0.100 without", "vocoder-wrong", "tokenizer-drift", "data:audio/flac;base64,", "to paste into"):
+    for part in (
+        "CER 0.900 with it, 0.100 without",
+        "vocoder-wrong",
+        "tokenizer-drift",
+        "data:audio/flac;base64,",
+        "to paste into",
+    ):
         assert part in page
     (tmp_path / "verdict.json").unlink()
     assert "Verdict so far" in reports.index_page(tmp_path, record(), [finding])
