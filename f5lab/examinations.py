@@ -1,5 +1,6 @@
 """An examination: everything that the detectors ask about a case, computed once and kept."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -61,6 +62,11 @@ class Suspicion:
     effect: Effect | None = None
     needs: str = ""
     limitation: str = ""
+
+    def __post_init__(self) -> None:
+        if self.value is not None and not math.isfinite(self.value):
+            object.__setattr__(self, "limitation", f"{self.limitation} The value is {self.value}.".strip())
+            object.__setattr__(self, "value", None)
 
 
 class Exam:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from f5lab import factors, probes
+from f5lab import factors, models, probes
 from f5lab.models import HOP, RATE_HZ
 from f5lab.probes import Bench, Item
 from f5lab.specs import Recipe
@@ -128,6 +128,14 @@ class ParityTable:
             {"stage": stage, **{c: float(self.values[j, i]) for j, c in enumerate(self.columns)}}
             for i, stage in enumerate(self.stages)
         ]
+
+
+def telling_item(items: Sequence[Item], a: Recipe, b: Recipe) -> Item:
+    """Return the first recording whose text the two recipes' front ends split differently, else the first."""
+    first, second = models.front_end(a.front_end), models.front_end(b.front_end)
+    return next(
+        (item for item in items if list(map(str, first(item.text))) != list(map(str, second(item.text)))), items[0]
+    )
 
 
 def parity_table(

@@ -79,8 +79,10 @@ class Search:
                 row |= {"loss": None, "worse by %": None, "95 %": None, "says": str(error)[:200]}
             self.steps.append(row)
         if best is not None:
-            self.steps[-1]["says"] = self.steps[-1]["says"] or ""
             self.current = best
+            taken = next(name for name, candidate in candidates.items() if candidate is best)
+            row = next(r for r in reversed(self.steps) if r["setting"] == factor and r["hypothesis"] == taken)
+            row["says"] = "taken"
             self.changed.add(factor)
 
     def _worse(self, candidate: Hypothesis) -> dict[str, Any]:

@@ -35,6 +35,14 @@ class Effect(_Part):
     interval: tuple[float, float] | None = None
     n: int = Field(ge=1)
 
+    @property
+    def text(self) -> str:
+        """Measure, both values, interval and n as one readable string."""
+        said = f"{self.metric}: {self.before:.3g} with it, {self.after:.3g} without"
+        if self.interval is not None:
+            said += f"; change {self.after - self.before:+.2g}, 95 % {self.interval[0]:+.2g} to {self.interval[1]:+.2g}"
+        return f"{said}; n = {self.n}"
+
 
 class Fix(_Part):
     """What to change: a sentence, and the settings of the case file's ``inference:`` block (or of the file named)."""
@@ -87,8 +95,9 @@ class Verdict(_Part):
         return "Cause: " + ", then ".join(names) + "."
 
 
-def save(verdict: Verdict, folder: Path) -> Path:
+def save(verdict: Verdict, folder: str | Path) -> Path:
     """Write ``verdict.json`` into a folder."""
+    folder = Path(folder)
     write_text(folder / FILE, verdict.model_dump_json(indent=2) + "\n")
     return folder / FILE
 
@@ -121,15 +130,7 @@ def markdown(verdict: Verdict, findings: dict[str, str] | None = None) -> str:
     for rank, cause in enumerate(verdict.causes, start=1):
         lines.append(f"{rank}. **{cause.id}**, confidence {cause.confidence:.0%}. {cause.fix.summary}")
         if cause.effect is not None:
-            effect = cause.effect
-            span = (
-                f", 95 % of the change {effect.interval[0]:+.3f} to {effect.interval[1]:+.3f}"
-                if effect.interval
-                else ""
-            )
-            lines.append(
-                f"   - {effect.metric}: {effect.before:.3f} with it, {effect.after:.3f} without (n = {effect.n}{span})"
-            )
+            lines.append(f"   - {cause.effect.text}")
         lines += [f"   - {known.get(name, name)}" for name in cause.evidence]
         lines += [f"   - set `{key}: {value}`" for key, value in cause.fix.settings.items()]
     if verdict.refuted:

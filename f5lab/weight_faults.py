@@ -80,6 +80,8 @@ def _training(exam: Exam, named: set[str]) -> list[Suspicion]:
     if comparison is None or not comparison.has_base:
         return unknown(names, "There is no base to compare with.", "base: the checkpoint that training started from")
     moved = comparison.overall.moved
+    if moved is None or not np.isfinite(moved):
+        return unknown(names, "The distance to the base is not finite.", "weights that are")
     return refuted(
         names,
         f"Raw weights moved by {moved:.2g} of their length away from the base.",
