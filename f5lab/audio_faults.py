@@ -137,8 +137,9 @@ def detect_stale_text(exam: Exam) -> list[Suspicion]:
     except LabError as error:
         return unknown("stale-text-cache", f"The outputs were not heard: {error}", "a recogniser (--asr base)")
     texts = [p.gen_text for p in exam.case.prompts]
+    others = {p.id: [t for t in texts if t != p.gen_text] for p in prompts}
     rows = [
-        (metrics.cer(p.gen_text, h).value, min(metrics.cer(t, h).value for t in texts if t != p.gen_text))
+        (metrics.cer(p.gen_text, h).value, min((metrics.cer(t, h).value or 0.0 for t in others[p.id]), default=None))
         for p, h in zip(prompts, heard)
     ]
     stale = [

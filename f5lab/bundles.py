@@ -11,8 +11,6 @@ import logging
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,8 +28,10 @@ from safetensors.torch import save_file
 from f5lab import metrics, models, provenance, samplers, spellings
 from f5lab.asr import Transcriber
 from f5lab.audio import load_wave
+from f5lab.bundle_speech import run_bundle
 from f5lab.checkpoints import EMA_PREFIX, open_checkpoint
 from f5lab.errors import BundleError, CaseError
+from f5lab.examinations import Exam
 from f5lab.paths import existing_file, sha256_file, write_text
 from f5lab.specs import Case, MelType, Prompt, Recipe
 from f5lab.spellings import Spelling
@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).parent / "templates" / "bundle"
 MANIFEST = "bundle.json"
 SPOKEN_PROMPTS = 4
-CLIP_TIMEOUT_S = 1800
 LONGEST_REFERENCE_S = 12.0
 """``preprocess_ref_audio_text`` cuts what is longer, and keeps the whole text."""
 
@@ -68,15 +67,26 @@ class Check:
 
 
 def bundle_recipe(case: Case) -> Recipe:
-    """Return the inference path with everything as trained, and raw weights where the checkpoint has them.
+    """Return the inference path with everything as trained, stated or inferred, and raw weights where there are any.
+
+    What the weights contradict is not taken from the case: a training block may be wrong.
 
     Raises
     ------
-    CaseError, CheckpointError
-        The case says nothing about the architecture; the checkpoint cannot be read.
+    CheckpointError, AudioError
+        The checkpoint or a recording cannot be read.
+    BundleError
+        The architecture's hidden options are neither stated nor can they be inferred.
     """
-    slots = open_checkpoint(case.checkpoint).slots
-    return samplers.repaired_recipe(case).but(weights="raw" if "raw" in slots else "ema")
+    exam = Exam(case, asr="")
+    if exam.truth.known["arch"] == "assumed":
+        raise BundleError(
+            "the options that no shape shows are neither stated nor can be inferred"
+            + (f" ({exam.truth.problem})" if exam.truth.problem else ""),
+            next_step="state training.arch, or give prompts whose recordings have their texts",
+        )
+    recipe = exam.truth.recipe.but(name="inference, settings as trained", precision=case.inference.precision)
+    return recipe.but(weights="raw" if "raw" in exam.checkpoint.slots else "ema")
 
 
 def write_bundle(
@@ -375,42 +385,6 @@ def _speak(case: Case, folder: Path, device: str) -> list[Check]:
     ]
 
 
-def run_bundle(folder: Path, text: str, out: Path, *flags: str) -> None:
-    """Speak one text through a bundle's ``run.sh``, offline, with this Python's ``f5-tts_infer-cli``.
-
-    Parameters
-    ----------
-    out : Path
-        The WAV to write; must not exist.
-    *flags : str
-        Further flags of the command line; they win over the bundle's own.
-
-    Raises
-    ------
-    BundleError
-        The command fails, takes over half an hour, or writes no audible clip.
-    """
-    scripts = Path(sys.executable).parent
-    path = os.pathsep.join([str(scripts), os.environ.get("PATH", "")])
-    environment = {**os.environ, "PATH": path, "PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
-    command = [str(folder / "run.sh"), text, str(out), *flags]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=CLIP_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BundleError(f"run.sh could not speak {text!r} ({error})", next_step="run it by hand") from error
-    if done.returncode or not out.is_file():
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
-        raise BundleError(
-            f"the stock command line failed on {text!r} (exit {done.returncode}: {last})",
-            next_step="write the bundle with verify=False and run its run.sh by hand",
-        )
-    wave = load_wave(out)  # raises where values are not finite
-    if wave.rms < samplers.MIN_RMS:
-        raise BundleError(f"the stock command line spoke silence for {text!r} (RMS {wave.rms:.1g})")
-
-
 def _facts(
     case: Case, recipe: Recipe, spelling: Spelling | None, notes: list[str], checks: list[Check], folder: Path
 ) -> dict[str, Any]:
@@ -420,8 +394,11 @@ def _facts(
     own = VOCODER_FOLDERS[recipe.vocoder.name].removeprefix("../") if recipe.vocoder.path is not None else None
     settings = recipe.model_dump(mode="json", exclude={"checkpoint", "vocab", "vocoder"})
     settings |= {"arch": models.full_options(recipe.backbone, recipe.arch)}
-    settings |= {"checkpoint": recipe.checkpoint.name, "vocab": recipe.vocab.name}
-    settings |= {"vocoder": {"name": recipe.vocoder.name, "path": own}}
+    settings |= {
+        "checkpoint": recipe.checkpoint.name,
+        "vocab": recipe.vocab.name,
+        "vocoder": {"name": recipe.vocoder.name, "path": own},
+    }
     rates = [c.cer for c in checks if c.cer is not None]
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
     return {

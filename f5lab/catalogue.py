@@ -113,6 +113,12 @@ _WEIGHTS = (
         "Take the file from before the damage."),
 )
 _ARCHITECTURE = (
+    Fault("load-raises", "architecture", "Inference builds a model that the weights do not fit",
+        "Depth, width, heads, ff_mult or another option with tensors of its own differs, or the file lacks the set of weights that is asked for.",
+        "raises", "None: load_model raises, or a custom loader with strict=False speaks noise.",
+        "Names and shapes of the constructed model against those of the file.",
+        "Take the options that the shapes show (f5lab inspect), and ask for weights that the file holds.",
+        _threads(545, 27)),
     Fault("arch-flags-v0-as-v1", "architecture", "v0 weights in the v1 network",
         "text_mask_padding and pe_attn_head own no parameter. A bare dict of the other options builds the v1 network around v0 weights.",
         "silent", "Gibberish in the right voice.",

@@ -4,8 +4,8 @@ Exit status 0: done, whatever was found. 1: it could not be done, one line on st
 Torch is imported by the commands that need it, when they run.
 """
 
-import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from f5lab import __version__, paths
+from f5lab.console import JsonFile, Progress, deliver
 from f5lab.errors import LabError, RunError, UsageError
 
 if TYPE_CHECKING:
     from f5lab.specs import Case
-    from f5lab.workbook import Step
 
 TRACEBACK = "--traceback"
 INTERRUPTED = 130
-FOUND = 3
+FOUND, SURE = 3, 0.7
+"""Exit status of --check, and the least confidence of a cause that counts for it."""
 
 app = typer.Typer(
     name="f5lab",
@@ -37,9 +38,6 @@ app = typer.Typer(
 specimen = typer.Typer(help="The small real F5-TTS in data/: build, check, measure.", no_args_is_help=True)
 app.add_typer(specimen, name="specimen")
 
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON to FILE; - prints it instead.")
-]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 
 
@@ -76,7 +74,7 @@ def run(
     settings = _settings(set_ or [])
     from f5lab import workbook
 
-    with _Progress() as progress:
+    with Progress() as progress:
         result = workbook.run(
             case, only=[part for part in only.split(",") if part.strip()], out=out, settings=settings, device=device,
             quick=quick, cell_timeout_s=cell_timeout, watch=progress.show,
@@ -102,44 +100,6 @@ def _settings(given: Sequence[str]) -> dict[str, str]:
     return settings
 
 
-class _Progress:
-    """A bar that names notebook and cell, and one line for each notebook that is done; on stderr."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        self.console = Console(stderr=True, highlight=False)
-        self.bar = Progress(
-            SpinnerColumn(), TextColumn("{task.fields[place]}", markup=False), BarColumn(bar_width=24),
-            TimeElapsedColumn(), console=self.console, transient=True,
-        )  # fmt: skip
-        self.task = self.bar.add_task("workbook", total=1, place="starting")
-
-    def __enter__(self) -> "_Progress":
-        if self.console.is_terminal:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
-            self.bar.stop()
-
-    def show(self, step: "Step") -> None:
-        done = step.position - 1 + (step.cell / step.cells if step.cells else 0)
-        place = f"{step.notebook}  cell {step.cell}/{step.cells}  {step.heading[:40]}" if step.cells else step.notebook
-        self.bar.update(self.task, total=step.notebooks, completed=done, place=place)
-        if step.status == "running":
-            return
-        from rich.text import Text
-
-        from f5lab.provenance import duration_text
-
-        sign, style = ("✔", "green") if step.status == "ok" else ("✘", "bold red")
-        line = Text(f"{sign} {step.notebook:<30} {duration_text(step.seconds):>12}  {step.findings} findings", style)
-        self.console.print(line.append(f"  {step.error}" if step.error else "", "red"), soft_wrap=True)
-
-
 @app.command()
 def new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Training folder, as F5-TTS's finetune CLI leaves it.")],
@@ -150,7 +110,7 @@ def new(
     """Write a case.yaml from a training folder: what was found, assumed and is missing."""
     from f5lab import discovery
 
-    _deliver(discovery.report(folder, out, language), json_file)
+    deliver(discovery.report(folder, out, language), json_file)
 
 
 @app.command()
@@ -158,7 +118,7 @@ def inspect(checkpoint: Annotated[Path, typer.Argument(metavar="CKPT")], json_fi
     """Say what is in a checkpoint: sections, tensors, architecture, and what no shape can show."""
     from f5lab import anatomy
 
-    _deliver(anatomy.report(checkpoint), json_file)
+    deliver(anatomy.report(checkpoint), json_file)
 
 
 @app.command()
@@ -170,7 +130,7 @@ def diff(
     """Compare two checkpoints, or the raw and EMA weights of one."""
     from f5lab import ema
 
-    _deliver(ema.report(a, b), json_file)
+    deliver(ema.report(a, b), json_file)
 
 
 @app.command()
@@ -182,7 +142,7 @@ def vocab(
     """Check a vocab file, or compare two by what they map, not by bytes."""
     from f5lab import vocabs
 
-    _deliver(vocabs.report(a, b), json_file)
+    deliver(vocabs.report(a, b), json_file)
 
 
 @app.command()
@@ -192,7 +152,7 @@ def cycle(
     """Send recordings through mel and vocoder and back, and measure what is lost."""
     from f5lab import cycles
 
-    _deliver(cycles.report(waves, device=device), json_file)
+    deliver(cycles.report(waves, device=device), json_file)
 
 
 CasePath = Annotated[
@@ -209,7 +169,9 @@ def diagnose(
     text: Annotated[str, typer.Option(help="Without a case file: what the recording says.")] = "",
     base: Annotated[Path | None, typer.Option(help="Without a case file: what was fine-tuned.")] = None,
     vocoder: Annotated[Path | None, typer.Option(help="Without a case file: folder of a Vocos.")] = None,
-    language: Annotated[str, typer.Option(help="Without a case file: language of the recording.")] = "en",
+    language: Annotated[
+        str | None, typer.Option(help="Without a case file: language of the recording; default en.")
+    ] = None,
     listen: Annotated[bool, typer.Option(help="Synthesise and transcribe.")] = True,
     asr: Annotated[str, typer.Option(help="Whisper size or weights file.")] = "base",
     check: Annotated[bool, typer.Option("--check", help="Exit with 3 when a cause is found.")] = False,
@@ -218,7 +180,7 @@ def diagnose(
 ) -> None:
     """Name the cause: the verdict of a case, without notebooks."""
     loose = {"--checkpoint": checkpoint, "--vocab": vocab, "--clip": clip, "--text": text or None}
-    the_case = _case_of(case, loose, base, vocoder, language)
+    the_case = _case_of(case, loose, {"--base": base, "--vocoder": vocoder, "--language": language})
     from f5lab import diagnosis, verdicts
 
     found = diagnosis.diagnose(the_case, device=device, listen=listen, asr=asr)
@@ -228,18 +190,16 @@ def diagnose(
         if json_file is not None:
             paths.write_text(json_file, found.verdict.model_dump_json(indent=2) + "\n")
         typer.echo(verdicts.markdown(found.verdict, found.claims), nl=False)
-    if check and found.verdict.causes:
+    if check and any(cause.confidence >= SURE for cause in found.verdict.causes):
         raise typer.Exit(FOUND)
 
 
-def _case_of(
-    case: Path | None, loose: Mapping[str, Any], base: Path | None, vocoder: Path | None, language: str
-) -> "Case":
-    """Return the case of a file, or one made from the four loose options."""
+def _case_of(case: Path | None, loose: Mapping[str, Any], more: Mapping[str, Any]) -> "Case":
+    """Return the case of a file, or one made from the four loose options and those that may go with them."""
     from f5lab.specs import Case as CaseSpec
     from f5lab.specs import Prompt, Vocoder, load_case
 
-    given = {name for name, value in loose.items() if value is not None}
+    given = {name for name, value in {**loose, **more}.items() if value is not None}
     if case is not None or not given:
         if given:
             raise UsageError(
@@ -248,12 +208,18 @@ def _case_of(
         return load_case(case or paths.default_case())
     if missing := sorted(set(loose) - given):
         raise UsageError(f"{', '.join(missing)} missing", expected="--checkpoint, --vocab, --clip and --text together")
+    if not loose["--text"].strip():
+        raise UsageError("--text is blank", expected="what the recording says")
+    base, vocoder = more["--base"], more["--vocoder"]
     for name in ("--checkpoint", "--vocab", "--clip"):
         paths.existing_file(loose[name], RunError, name)
+    if vocoder is not None and not vocoder.is_dir():
+        raise RunError(f"--vocoder {vocoder} is no folder", expected="a folder with config.yaml and pytorch_model.bin")
     prompt = Prompt(id="clip", ref_audio=loose["--clip"], ref_text=loose["--text"], gen_text=loose["--text"])
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", loose["--checkpoint"].stem).lstrip(".") or "case"
     return CaseSpec(
-        name=loose["--checkpoint"].stem, language=language, checkpoint=loose["--checkpoint"], vocab=loose["--vocab"],
-        base=base, vocoder=Vocoder(path=vocoder), prompts=(prompt,),
+        name=name, language=more["--language"] or "en", checkpoint=loose["--checkpoint"], vocab=loose["--vocab"], base=base,
+        vocoder=Vocoder(path=vocoder), prompts=(prompt,),
     )  # fmt: skip
 
 
@@ -269,9 +235,7 @@ def bundle(
     from f5lab import bundles
     from f5lab.specs import load_case
 
-    _deliver(
-        bundles.write_bundle(load_case(case or paths.default_case()), out, verify=verify, device=device), json_file
-    )
+    deliver(bundles.write_bundle(load_case(case or paths.default_case()), out, verify=verify, device=device), json_file)
 
 
 @app.command()
@@ -284,7 +248,7 @@ def faults(
 
     from f5lab import catalogue
 
-    _deliver(asdict(catalogue.find_fault(fault)) if fault else {"faults": catalogue.rows()}, json_file)
+    deliver(asdict(catalogue.find_fault(fault)) if fault else {"faults": catalogue.rows()}, json_file)
 
 
 @app.command()
@@ -318,7 +282,7 @@ def specimen_verify(json_file: JsonFile = None) -> None:
     """Compare every file under data/ with the manifest."""
     from f5lab import specimens
 
-    _deliver({"files_checked": specimens.verify(paths.data_dir() / "manifest.json"), "differences": 0}, json_file)
+    deliver({"files_checked": specimens.verify(paths.data_dir() / "manifest.json"), "differences": 0}, json_file)
 
 
 @specimen.command("measure")
@@ -331,76 +295,7 @@ def specimen_measure(
     from f5lab import gates
 
     data = paths.data_dir()
-    _deliver(gates.measure_gates(data / "specimen", data / "speech" / "ptbr", out, n=targets), json_file)
-
-
-def _deliver(report: Mapping[str, Any], json_file: Path | None) -> None:
-    """Show a command's result for people and, when asked for, write it as JSON."""
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
-    if str(json_file) == "-":
-        sys.stdout.write(text)
-        return
-    if json_file is not None:
-        paths.write_text(json_file, text)
-    from rich.console import Console
-
-    _show(report, Console(highlight=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} in a report")
-
-
-def _show(report: Mapping[str, Any], console: Any, level: int = 0) -> None:
-    """Print a report: facts as aligned lines, lists of flat mappings as tables, what is nested as sections."""
-    from rich.text import Text
-
-    from f5lab.tables import cell_text
-
-    sections = {k: v for k, v in report.items() if isinstance(v, Mapping) or _is_rows(v)}
-    facts = {k: v for k, v in report.items() if k not in sections}
-    width = max((len(str(key)) for key in facts), default=0)
-    for key, value in facts.items():
-        label = str(key).replace("_", " ")
-        line = Text("  " * level + f"{label:<{width}}  ", "cyan").append(cell_text(value, 400) or "none", "none")
-        console.print(line, soft_wrap=True)
-    for key, value in sections.items():
-        console.print(Text("\n" + "  " * level + str(key).replace("_", " "), "bold"))
-        if isinstance(value, Mapping):
-            _show(value, console, level + 1)
-        elif any(isinstance(item, Mapping) or _is_rows(item) for row in value for item in row.values()):
-            for row in value:
-                _show(row, console, level + 1)
-                console.print()
-        else:
-            _show_table(value, console)
-
-
-def _is_rows(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(row, Mapping) for row in value)
-
-
-def _show_table(rows: Sequence[Mapping[str, Any]], console: Any, limit: int = 60) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from f5lab.tables import cell_text
-
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    grid = Table(box=box.SIMPLE_HEAD)
-    for column in columns:
-        number = all(isinstance(row.get(column), (int, float, type(None))) for row in rows)
-        grid.add_column(str(column).replace("_", " "), justify="right" if number else "left", overflow="fold")
-    for row in rows[:limit]:
-        grid.add_row(*(Text(cell_text(row.get(column), 200)) for column in columns))
-    console.print(grid)
-    if len(rows) > limit:
-        console.print(Text(f"first {limit} of {len(rows)} rows; --json has all", "dim"))
+    deliver(gates.measure_gates(data / "specimen", data / "speech" / "ptbr", out, n=targets), json_file)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 NUMBER = "06"
 QUESTION = "Which entry of the fault catalogue explains why inference differs from the trainer's samples?"
+UNEXPLAINED, HEARD, UNHEARD = "unexplained-difference", "heard-difference", "listening"
+"""Not of the catalogue: what stays unexplained, stands under ``unknown``; with one of the first two a case is not healthy."""
 Detector = Callable[[Exam], list[Suspicion]]
 
 DETECTORS: dict[Detector, tuple[str, ...]] = {
@@ -29,6 +31,7 @@ DETECTORS: dict[Detector, tuple[str, ...]] = {
     weight_faults.detect_rope: ("inv-freq-altered",),
     weight_faults.detect_stale: ("stale-checkpoint",),
     weight_faults.detect_ema: (*weight_faults.EMA_FAULTS, "raw-in-ema-slot", "scratch-by-accident", "lr-dead"),
+    setting_faults.detect_load: ("load-raises",),
     setting_faults.detect_options: setting_faults.ARCH_FAULTS,
     setting_faults.detect_mel: ("mel-type",),
     setting_faults.detect_rate: ("frontend-rate",),
@@ -102,10 +105,39 @@ def examine(exam: Exam, detectors: Iterable[Detector] | None = None) -> list[Sus
         except LabError as error:
             found += unknown(DETECTORS.get(detector, ()), f"The detector could not run: {error}", str(error))
         except Exception as error:
-            logger.warning("%s failed", detector.__name__, exc_info=True)
+            logger.debug("%s failed", detector.__name__, exc_info=True)
             says = f"{detector.__name__} failed: {type(error).__name__}: {error}"
-            found += unknown(DETECTORS.get(detector, ()), says, "a report of this failure with --traceback")
-    return _settled(found)
+            found += unknown(DETECTORS.get(detector, ()), says, "a report of this failure")
+    return _settled([*found, *_unexplained(exam, found)])
+
+
+def _unexplained(exam: Exam, found: Sequence[Suspicion]) -> list[Suspicion]:
+    """Report differences from the settings as trained that no entry of the catalogue answers for."""
+    judged = {
+        "checkpoint",
+        "weights",
+        "vocab",
+        "front_end",
+        "mel_spec_type",
+        "precision",
+        "path",
+        "duration",
+        "vocoder",
+    }
+    judged |= {"nfe_step", "cfg_strength", "sway_sampling_coef", *setting_faults.HIDDEN}
+    judged |= {name for item in found if item.outcome == "cause" for name in item.factors}
+    try:
+        rest = [f for f in factors.diff(exam.truth.recipe, exam.inference, exam.device) if f.name not in judged]
+    except LabError as error:
+        return unknown(UNEXPLAINED, str(error), "settings that can be compared")
+    if not rest or any(item.id == "load-raises" and item.outcome == "cause" for item in found):
+        return []
+    words = ", ".join(f"{f.name} {f.b} instead of {f.a}" for f in rest)
+    return unknown(
+        UNEXPLAINED,
+        f"Inference differs in {words}; no entry of the catalogue judges that.",
+        f"a run with {words} repaired",
+    )
 
 
 def _settled(found: Sequence[Suspicion]) -> list[Suspicion]:
@@ -158,10 +190,21 @@ def diagnose(
     suspicions = examine(exam)
     heard = listening.listen(exam, suspicions, most_prompts=most_prompts) if listen and asr else None
     if heard is not None:
-        suspicions = listening.weigh(suspicions, heard)
+        suspicions = [*listening.weigh(suspicions, heard), *left_by_ear(suspicions, heard)]
     log = log or FindingsLog(NUMBER, "")
     record(log, suspicions)
     return Diagnosis(conclude(case, suspicions, log.notebook, run), tuple(suspicions), heard)
+
+
+def left_by_ear(suspicions: Iterable[Suspicion], heard: "listening.Listening") -> list[Suspicion]:
+    """Report what listening leaves open: that nothing could be heard, or that the repair is heard though no cause is named."""
+    if heard.problem:
+        return unknown(UNHEARD, f"Nothing was heard: {heard.problem}", heard.problem)
+    named = any(item.outcome == "cause" for item in suspicions)
+    if heard.whole is not None and not named and heard.whole.change.high < 0:
+        says = f"With the settings as trained inference is heard better ({heard.whole.effect.text}), and no cause is named."
+        return unknown(HEARD, says, "the factors of notebook 06, one at a time")
+    return []
 
 
 def record(log: FindingsLog, suspicions: Iterable[Suspicion]) -> None:
@@ -187,7 +230,8 @@ def conclude(case: Case, suspicions: Sequence[Suspicion], notebook: str = NUMBER
         if item.outcome == "cause"
     ]  # fmt: skip
     return Verdict(
-        case=case.name, run=run, healthy=not causes, causes=causes,
+        case=case.name, run=run, causes=causes,
+        healthy=not causes and not any(s.id in (UNEXPLAINED, HEARD) for s in suspicions),
         refuted=[Refuted(id=s.id, evidence=[f"{notebook}-{s.id}"]) for s in suspicions if s.outcome == "refuted"],
         unknown=[Unknown(id=s.id, needs=s.needs) for s in suspicions if s.outcome == "unknown"],
     )  # fmt: skip

@@ -89,6 +89,10 @@ class Exam:
         self.asr = asr
         self.checkpoint = checkpoints.open_checkpoint(case.checkpoint)
         self.base = checkpoints.open_checkpoint(case.base) if case.base else None
+        for prompt in case.prompts:  # what is no recording must not become a verdict
+            for path in (prompt.ref_audio, prompt.gen_audio, prompt.spoken_audio):
+                if path is not None:
+                    load_wave(path)
         self._heard: dict[str, Transcript] = {}
 
     @cached_property

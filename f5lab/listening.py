@@ -9,11 +9,13 @@ import io
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import version
 
 import numpy as np
 
 from f5lab import factors, oracles
-from f5lab.errors import LabError
+from f5lab.errors import LabError, ModelError
 from f5lab.examinations import Exam, Suspicion, span
 from f5lab.oracles import Scored
 from f5lab.paths import atomic_path, cache_dir, sha256_file
@@ -134,9 +136,13 @@ class Booth:
         if recipe.duration == "recorded" and prompt.gen_audio:
             files.append(prompt.gen_audio)
         if recipe.vocoder.path:
+            if not recipe.vocoder.path.is_dir():
+                raise ModelError(
+                    f"vocoder {recipe.vocoder.path} is no folder", expected="config.yaml and pytorch_model.bin in it"
+                )
             files += sorted(p for p in recipe.vocoder.path.iterdir() if p.is_file())
         fields = recipe.model_dump(exclude={"name", "checkpoint", "vocab", "vocoder"}, mode="json")
-        told = [fields, recipe.vocoder.name, prompt.ref_text, prompt.gen_text, SEED, self.exam.device, "1.1.22", 1]
+        told = [fields, recipe.vocoder.name, prompt.ref_text, prompt.gen_text, SEED, self.exam.device, _versions()]
         return hashlib.sha256(repr([*told, *map(self._digest, files)]).encode()).hexdigest()[:32]
 
     def _digest(self, path: object) -> str:
@@ -146,13 +152,19 @@ class Booth:
         return self._digests[key]
 
 
+@cache
+def _versions() -> tuple[str, ...]:
+    return tuple(version(name) for name in ("f5-tts", "torch", "vocos", "f5lab"))
+
+
 def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | None = None) -> Listening:
     """Hear the whole repair, and each repairable cause alone both ways, on as many prompts as needed."""
     booth, most = Booth(exam), most_prompts or MOST
     given, right = exam.inference, _repaired(exam)
     whole, problem = None, ""
     try:
-        whole = _compare(booth, "all", given, right, most)
+        if factors.diff(right, given, exam.device):
+            whole = _compare(booth, "all", given, right, most)
     except LabError as error:
         problem = str(error)
     repaired, broken = {}, {}
@@ -160,6 +172,8 @@ def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | N
     for item in causes if whole is not None else []:
         names = list(item.factors)
         try:
+            if factors.switch(given, right, names) == given:
+                continue  # the repair is no setting: a file must be replaced
             alone = factors.switch(given, right, names).but(name=f"{item.id} repaired")
             left = factors.switch(right, given, names).but(name=f"only {item.id}")
             if len(causes) == 1:  # repairing the one cause is the whole repair

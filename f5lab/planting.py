@@ -295,6 +295,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     FaultError
         `out` exists and is not an empty folder.
     """
+    out = out.expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FaultError(f"{out} exists and is not an empty folder", next_step="give a folder that is not there yet")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,7 @@ PLANTS: dict[str, Plant] = {
     "scratch-by-accident": Plant(weights.scratch_by_accident, ("seed 1", "seed 2", "seed 3")),
     "lr-dead": Plant(weights.lr_dead, ("finished schedule resumed", "endless warm-up", "resumed for longer")),
     "weight-damage": Plant(weights.weight_damage, ("one NaN", "a matrix of zeros", "rows in another order")),
+    "load-raises": Plant(settings.load_raises, ("two blocks too many", "ff_mult 4", "text_dim doubled")),
     "arch-flags-v0-as-v1": Plant(settings.arch_flags_v0_as_v1, ("bare dict", "v1 spelled out", "training unknown")),
     "pe-attn-head-only": Plant(settings.pe_attn_head_only, ("left out", "null", "training options unknown")),
     "text-mask-padding-only": Plant(settings.text_mask_padding_only, ("left out", "true", "training options unknown")),

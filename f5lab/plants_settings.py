@@ -40,6 +40,18 @@ def _lose(*options: str) -> Callable[[Bench], None]:
     return plant
 
 
+def load_raises(bench: Bench) -> None:
+    """Inference builds another depth, feed-forward or text width than the weights have."""
+    given = bench.own_arch().model_dump(exclude_unset=True)
+    trained = bench.arch()[1]
+    wrong = (
+        {"depth": trained["depth"] + 2},
+        {"ff_mult": 2 * trained.get("ff_mult", 4)},
+        {"text_dim": 2 * trained.get("text_dim", 512)},
+    )
+    bench.inference(arch=Arch(**{**given, **wrong[bench.variant]}))
+
+
 arch_flags_v0_as_v1 = _lose("text_mask_padding", "pe_attn_head")
 pe_attn_head_only = _lose("pe_attn_head")
 text_mask_padding_only = _lose("text_mask_padding")

@@ -5,13 +5,15 @@ from typing import Any
 import yaml
 
 from f5lab import factors, models
-from f5lab.errors import LabError, ModelError
+from f5lab.errors import CheckpointError, LabError, ModelError
 from f5lab.examinations import Exam, Suspicion, cause, refuted, span, unknown
 from f5lab.probes import Hypothesis
 from f5lab.specs import Inference, Recipe
 
 HIDDEN = {"arch.text_mask_padding", "arch.pe_attn_head"}
 ARCH_FAULTS = ("arch-flags-v0-as-v1", "pe-attn-head-only", "text-mask-padding-only")
+LEAST_STEPS = 7
+"""Fewer steps of the sampler than upstream tabulates times for (``get_epss_timesteps``: from 5; 7 is its fast setting)."""
 GUIDANCE, SWAY = (0.5, 4.0), 0.5
 """Guidance outside this range, or sway this far from -1, is named: upstream's defaults are 2 and -1."""
 
@@ -20,8 +22,13 @@ def detect_options(exam: Exam) -> list[Suspicion]:
     """Compare the hidden options that inference builds with those that the weights were trained with."""
     truth, names = exam.truth, {f.name for f in factors.diff(exam.truth.recipe, exam.inference, exam.device)}
     hidden = sorted(names & HIDDEN)
-    if truth.known["arch"] != "stated" and not truth.identifiable:
-        return unknown(ARCH_FAULTS, truth.problem or "Dropping the text does not raise the loss: options cannot be told apart.",
+    if truth.known["arch"] == "assumed":
+        says = (
+            "Dropping the text does not raise the loss"
+            if not truth.identifiable
+            else "Their losses are too near each other"
+        )
+        return unknown(ARCH_FAULTS, truth.problem or f"{says}: options cannot be told apart.",
                        "the trainer's config, or a recording with its text that the weights can read")  # fmt: skip
     if not hidden:
         return refuted(ARCH_FAULTS, f"pe_attn_head and text_mask_padding are as trained ({truth.known['arch']}).")
@@ -30,12 +37,37 @@ def detect_options(exam: Exam) -> list[Suspicion]:
     keys = [h.removeprefix("arch.") for h in hidden]
     words = ", ".join(f"{key}: {wrong[key]} instead of {right[key]}" for key in keys)
     claim = f"Inference builds {words}; no tensor shape shows it and nothing is raised."
+    if exam.case.training.arch is not None and truth.known["arch"] == "inferred":
+        claim += " The case states otherwise about training, and the weights contradict it."
+    if exam.case.inference.arch is None:
+        claim = f"The weights were trained with other options than a constructor assumes that is not told ({words})."
     broken = {**truth.recipe.arch, **{key: wrong[key] for key in keys}}
     more = _measured(exam, {"arch": broken})
     known = 0.99 if truth.known["arch"] == "stated" else 0.95
+    if exam.case.inference.arch is None:
+        known, more["limitation"] = (
+            0.6,
+            "The case does not say what inference builds; this is the constructor's default.",
+        )
     rest = refuted([f for f in ARCH_FAULTS if f != name], f"Exactly {' and '.join(keys)} differ.")
     return [cause(name, claim, known, max(0.3 * len(hidden), more.pop("severity", 0.0)), factors=tuple(hidden),
                   settings={"arch": {key: right[key] for key in keys}}, **more), *rest]  # fmt: skip
+
+
+def detect_load(exam: Exam) -> list[Suspicion]:
+    """Build what inference builds and see whether the weights fit it."""
+    recipe = exam.inference.but(precision="fp32")
+    try:
+        built = models.build_cfm(recipe.backbone, recipe.arch, exam.truth.recipe.vocab, front_end=recipe.front_end)
+        models.fill(built, exam.checkpoint.weights(recipe.weights))
+    except (ModelError, CheckpointError) as error:
+        shown = exam.shapes.options()
+        wrong = {key: value for key, value in shown.items() if key in recipe.arch and recipe.arch[key] != value}
+        return [cause("load-raises", f"Inference cannot load the weights: {error}", 0.97, 1.0,
+                      factors=tuple(f"arch.{key}" for key in wrong), settings={"arch": wrong} if wrong else {})]  # fmt: skip
+    return refuted(
+        "load-raises", "The weights fit the model that inference builds.", value=0.0, unit="tensors that do not fit"
+    )
 
 
 def _measured(exam: Exam, changes: dict[str, Any]) -> dict[str, Any]:
@@ -114,10 +146,12 @@ def detect_sampler(exam: Exam) -> list[Suspicion]:
         odd["cfg_strength"] = recipe.cfg_strength
     if recipe.sway_sampling_coef is None or abs(recipe.sway_sampling_coef + 1.0) > SWAY:
         odd["sway_sampling_coef"] = recipe.sway_sampling_coef
+    if recipe.nfe_step < LEAST_STEPS:
+        odd["nfe_step"] = recipe.nfe_step
     if not odd:
         return refuted("cfg-or-sway-off", f"Guidance {recipe.cfg_strength}, sway {recipe.sway_sampling_coef}.")
     words = ", ".join(f"{name} is {value}" for name, value in odd.items())
-    claim = f"{words}; upstream's defaults are 2 and -1."
+    claim = f"{words}; upstream's defaults are guidance 2, sway -1, 32 steps."
     return [cause("cfg-or-sway-off", claim, 0.9, 0.5, factors=tuple(odd),
                   settings={name: defaults[name].default for name in odd})]  # fmt: skip
 

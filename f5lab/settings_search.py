@@ -64,6 +64,7 @@ class Search:
         self.probe, self.current = probe, Hypothesis(stated)
         self.steps: list[dict[str, Any]] = []
         self.changed: set[str] = set()
+        self.decided: dict[str, bool] = {}
 
     def step(self, factor: str, candidates: dict[str, Hypothesis]) -> None:
         """Move to the candidate that explains the recordings best, when it is clearly better."""
@@ -84,6 +85,23 @@ class Search:
             row = next(r for r in reversed(self.steps) if r["setting"] == factor and r["hypothesis"] == taken)
             row["says"] = "taken"
             self.changed.add(factor)
+        others = [candidate for candidate in candidates.values() if candidate != self.current]
+        self.decided[factor] = bool(others) and all(map(self._clearly_worse, others))
+
+    def _clearly_worse(self, candidate: Hypothesis) -> bool:
+        try:
+            return self.probe.compare(self.current, candidate).low > 0
+        except LabError:
+            return True
+
+    def note(self, factor: str, name: str, hypothesis: Hypothesis) -> None:
+        """Score a hypothesis for comparison only; it is never taken."""
+        row: dict[str, Any] = {"setting": factor, "hypothesis": name}
+        try:
+            row |= {"loss": self.probe.loss(hypothesis).mean, **self._worse(hypothesis), "says": "for comparison"}
+        except LabError as error:
+            row |= {"loss": None, "worse by %": None, "95 %": None, "says": str(error)[:200]}
+        self.steps.append(row)
 
     def _worse(self, candidate: Hypothesis) -> dict[str, Any]:
         try:
@@ -133,6 +151,9 @@ def find_truth(
         return Truth(stated, known, problem=str(error))
     slots = {slot: search.but(weights=slot) for slot in checkpoint.slots}
     search.step("weights", slots)
+    if base is not None:
+        slot = "ema" if "ema" in base.slots else base.slots[0]
+        search.note("weights", "the base", search.but(checkpoint=base.path, weights=slot))
     search.step("mel_spec_type", {k: search.but(mel_spec_type=k) for k in ("vocos", "bigvgan")})
     search.step("vocab", dict(_vocab_candidates(case, search, checkpoint, base)))
     search.step("arch", dict(_flag_candidates(search)))
@@ -147,7 +168,7 @@ def find_truth(
     if not gate.passed:
         return Truth(stated.but(weights=search.current.recipe.weights), known, gate=gate, steps=tuple(search.steps))
     known |= dict.fromkeys(search.changed, "inferred")
-    known |= {f: "inferred" for f in ("arch", "front_end", "mel_spec_type", "weights") if known[f] == "assumed"}
+    known |= {factor: "inferred" for factor in known if known[factor] == "assumed" and search.decided.get(factor)}
     return Truth(search.current.recipe.but(name="as trained"), known, search.current.shift, gate, tuple(search.steps))
 
 

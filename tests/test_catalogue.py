@@ -11,7 +11,7 @@ from f5lab.errors import FaultError
 
 ORDER = """
 ema-lag-inherited ema-lag-fresh ema-frozen ema-uninitialised raw-ema-swapped raw-in-ema-slot prefix-lost stale-checkpoint
-scratch-by-accident lr-dead weight-damage arch-flags-v0-as-v1 pe-attn-head-only text-mask-padding-only inv-freq-altered
+scratch-by-accident lr-dead weight-damage load-raises arch-flags-v0-as-v1 pe-attn-head-only text-mask-padding-only inv-freq-altered
 vocab-permuted vocab-off-by-one vocab-re-extended vocab-damage oov-to-zero front-end-pinyin tokenizer-drift case-folding
 mel-type frontend-rate vocoder-wrong sample-rate-mislabelled ref-clipped ref-text-wrong ref-silent-or-quiet
 duration-byte-ratio short-text-speed cfg-or-sway-off precision-bf16-cast precision-fp16-nan stale-text-cache
@@ -58,7 +58,7 @@ def test_an_unknown_id_lists_close_matches() -> None:
         find_fault("vocab-permutated")
     with pytest.raises(FaultError, match=r"ema-frozen.*`f5lab faults`"):
         find_fault("EMA_frozen")
-    with pytest.raises(FaultError, match="expected one of 36, the first being ema-lag-inherited"):
+    with pytest.raises(FaultError, match="expected one of 37, the first being ema-lag-inherited"):
         find_fault("xyzzy")
 
 

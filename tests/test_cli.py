@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toy_workbook import notebook, write_case, write_workbook
 
-from f5lab import cli
+from f5lab import cli, console
 from f5lab.errors import CheckpointError
 
 
@@ -170,14 +170,14 @@ def test_unexpected_errors_are_one_line_with_a_hint(tmp_path: Path) -> None:
 
 def test_json_goes_to_a_file_or_to_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = {"path": Path("a"), "cer": 0.5, "rows": [{"key": "\u202ea", "n": 1}], "part": {"text": "é"}}
-    cli._deliver(report, tmp_path / "r.json")
+    console.deliver(report, tmp_path / "r.json")
     shown = capsys.readouterr().out
     assert "⟨U+202E⟩a" in shown
     assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8")) == {**report, "path": "a"}
-    cli._deliver(report, Path("-"))
+    console.deliver(report, Path("-"))
     assert json.loads(capsys.readouterr().out)["part"] == {"text": "é"}
     with pytest.raises(ValueError, match="Out of range float values"):
-        cli._deliver({"cer": float("nan")}, tmp_path / "bad.json")
+        console.deliver({"cer": float("nan")}, tmp_path / "bad.json")
     assert not (tmp_path / "bad.json").exists()
 
 

@@ -56,6 +56,10 @@ def test_a_planted_case_is_written_once(call: Callable, tmp_path: Path) -> None:
     [
         (["diagnose", *LOOSE[:4]], 2, "--clip, --text missing"),
         (["diagnose", str(paths.default_case()), *LOOSE], 2, "not both"),
+        (["diagnose", str(paths.default_case()), "--base", "b.pt"], 2, "not both"),
+        (["diagnose", *LOOSE[:7], "  "], 2, "--text is blank"),
+        (["diagnose", *LOOSE, "--vocoder", "none"], 1, "none is no folder"),
+        (["diagnose", *LOOSE[:4], "--clip", str(DATA / "README.md"), "--text", "a", "--no-listen"], 1, "README.md"),
         (["diagnose", "none.yaml"], 1, "none.yaml does not exist"),
         (["diagnose", *LOOSE[:5], "none.wav", *LOOSE[6:]], 1, "none.wav does not exist"),
         (["bundle"], 2, "--out"),
@@ -67,11 +71,20 @@ def test_wrong_usage_is_one_line(call: Callable, arguments: list[str], status: i
     assert code == status and says in err and len(err.strip().splitlines()) == 1
 
 
-def test_diagnose_needs_no_case_file_and_check_exits_with_3(call: Callable, tmp_path: Path) -> None:
+def test_check_exits_with_3_when_a_cause_is_found(call: Callable, tmp_path: Path) -> None:
+    case = plants.plant(
+        ["pe-attn-head-only"], load_case(DATA / "cases" / "ptbr-repaired" / "case.yaml"), tmp_path / "p"
+    )
+    status, out, _ = call("diagnose", str(case), "--no-listen", "--check", "--device", "cpu")
+    assert status == 3 and "pe-attn-head-only" in out
+
+
+def test_diagnose_needs_no_case_file(call: Callable, tmp_path: Path) -> None:
     file = tmp_path / "verdict.json"
     status, out, _ = call("diagnose", *LOOSE, "--no-listen", "--check", "--device", "cpu", "--json", str(file))
     verdict = json.loads(file.read_text(encoding="utf-8"))
-    assert status == 3 and [c["id"] for c in verdict["causes"]] == ["arch-flags-v0-as-v1"]
+    assert status == 0, "what inference builds was not stated, so nothing certain is wrong with it"
+    assert [c["id"] for c in verdict["causes"]] == ["arch-flags-v0-as-v1"]
     assert "text_mask_padding" in out and "Ruled out" in out
 
 

@@ -69,7 +69,9 @@ def test_hidden_options_are_inferred_from_one_clip() -> None:
     recipe = exam.truth.recipe
     assert exam.truth.identifiable and exam.truth.known["arch"] == "inferred"
     assert (recipe.arch.get("text_mask_padding"), recipe.arch.get("pe_attn_head")) == (False, 1)
-    assert [s.id for s in diagnosis.examine(exam) if s.outcome == "cause"] == ["arch-flags-v0-as-v1"]
+    (named,) = [s for s in diagnosis.examine(exam) if s.outcome == "cause"]
+    assert named.id == "arch-flags-v0-as-v1" and named.confidence == 0.6
+    assert "does not say" in named.limitation, "nobody said what inference builds"
 
 
 def test_options_are_not_guessed_where_the_text_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,3 +142,87 @@ def test_without_a_recogniser_nothing_is_heard_and_it_says_so() -> None:
     exam = Exam(load_case(HEALTHY), device="cpu", asr="")
     with pytest.raises(LabError, match="recogniser"):
         exam.hear(exam.references[0].wave)
+
+
+def lying(**inference: object) -> Case:
+    """Return the repaired case whose training block states the other architecture."""
+    case = load_case(HEALTHY)
+    arch = case.training.arch.model_copy(update={"text_mask_padding": True, "pe_attn_head": None})
+    return case.model_copy(update={
+        "training": case.training.model_copy(update={"arch": arch}),
+        "inference": case.inference.model_copy(update={"arch": arch, **inference}),
+    })  # fmt: skip
+
+
+def test_a_training_block_that_the_weights_contradict_is_not_believed() -> None:
+    from f5lab import bundles
+
+    answers = {s.id: s for s in diagnosis.examine(Exam(lying(), device="cpu", limit=4, asr=""))}
+    assert answers["arch-flags-v0-as-v1"].outcome == "cause"
+    assert "contradict" in answers["arch-flags-v0-as-v1"].claim
+    recipe = bundles.bundle_recipe(lying())
+    assert (recipe.arch["text_mask_padding"], recipe.arch["pe_attn_head"]) == (False, 1)
+
+
+def answers_of(case: Case) -> dict[str, Suspicion]:
+    return {s.id: s for s in diagnosis.examine(Exam(case, device="cpu", limit=4, asr=""))}
+
+
+def test_inference_that_cannot_load_is_not_healthy() -> None:
+    case = load_case(HEALTHY)
+    deeper = case.inference.arch.model_copy(update={"depth": 8})
+    wrong = case.model_copy(update={"inference": case.inference.model_copy(update={"arch": deeper})})
+    found = diagnosis.diagnose(wrong, device="cpu", listen=False, asr="", limit=4).verdict
+    assert [c.id for c in found.causes] == ["load-raises"]
+    assert found.causes[0].fix.settings == {"arch": {"depth": 6}}
+
+
+def test_a_difference_that_no_entry_judges_is_unknown_and_not_healthy() -> None:
+    case = load_case(HEALTHY)
+    odd = case.model_copy(update={"inference": case.inference.model_copy(update={"speed": 2.5})})
+    found = diagnosis.diagnose(odd, device="cpu", listen=False, asr="", limit=4).verdict
+    assert found.healthy is False
+    assert "speed" in next(u for u in found.unknown if u.id == diagnosis.UNEXPLAINED).needs
+
+
+def test_what_sounds_wrong_but_is_not() -> None:
+    """Float16 rotary frequencies, a checkpoint that is not the newest, a dash, a short text with its duration given."""
+    from f5lab import text_faults, weight_faults
+
+    case = load_case(HEALTHY)
+    dash = case.prompts[0].model_copy(update={"gen_text": "Comprou — um livro."})
+    assert (
+        text_faults.detect_unknown(Exam(case.model_copy(update={"prompts": (dash,)}), device="cpu", limit=4, asr=""))[
+            0
+        ].outcome
+        == "refuted"
+    )
+    short = case.prompts[0].model_copy(update={"gen_text": "Oi."})
+    fixed = case.model_copy(
+        update={"prompts": (short,), "inference": case.inference.model_copy(update={"fix_duration": 2.0})}
+    )
+    assert text_faults.detect_length(Exam(fixed, device="cpu", asr=""))[0].outcome == "refuted"
+    exam = Exam(case, device="cpu", asr="")
+    state = dict(exam.weights("ema"))
+    name = "transformer.rotary_embed.inv_freq"
+    exam.weights = lambda slot: state | {name: state[name].half()}  # type: ignore[method-assign]
+    assert weight_faults.detect_rope(exam)[0].outcome == "refuted"
+    exam.weights = lambda slot: state | {name: state[name].bfloat16()}  # type: ignore[method-assign]
+    assert weight_faults.detect_rope(exam)[0].outcome == "cause"
+
+
+def test_a_front_end_that_no_recording_tests_is_not_ruled_out() -> None:
+    case = loose(prompts=(loose().prompts[0].model_copy(update={"gen_text": "Contou uma história."}),))
+    assert answers_of(case)["front-end-pinyin"].outcome == "unknown"
+
+
+def test_two_outputs_of_one_text_do_not_trip_the_detector() -> None:
+    from f5lab import audio_faults
+
+    case = load_case(HEALTHY)
+    same = tuple(
+        p.model_copy(update={"gen_text": case.prompts[0].gen_text, "spoken_audio": p.gen_audio})
+        for p in case.prompts[:2]
+    )
+    exam = Exam(case.model_copy(update={"prompts": same}), device="cpu")
+    assert audio_faults.detect_stale_text(exam)[0].outcome == "refuted"

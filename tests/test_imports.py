@@ -19,9 +19,9 @@ LAYERS = [
         "samplers", "cycles", "oracles", "discovery", "curricula", "vocoders", "specimens", "finetuning", "gates", "factors", "probes",
         "parity", "prompt_timing", "examinations", "settings_search", "weight_faults", "setting_faults", "text_faults",
         "audio_faults", "listening", "diagnosis", "calibration", "planting", "plants", "plants_audio", "plants_harmless",
-        "plants_settings", "plants_text", "plants_weights", "bundles", "spellings",
+        "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings",
     },
-    {"parameters", "kernels", "markup", "reports", "workbook", "widgets", "cli", "__main__"},
+    {"parameters", "kernels", "markup", "reports", "workbook", "widgets", "console", "cli", "__main__"},
 ]  # fmt: skip
 SOLE_IMPORTERS = {
     "f5_tts": {"models"},
@@ -31,7 +31,7 @@ SOLE_IMPORTERS = {
     "papermill": {"kernels"},
     "nbconvert": {"markup", "reports"},
 }
-WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "workbook", "cli"}
+WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "workbook", "console", "cli"}
 LIGHT = ("f5lab", "f5lab.cli", "f5lab.tables", "f5lab.reports", "f5lab.workbook", "f5lab.kernels")
 MOST_LINES, MOST_FUNCTION_LINES = 450, 50
 

@@ -1,0 +1,127 @@
+"""What the command line shows: results for people or as JSON, and the progress of a run."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from f5lab import paths
+
+if TYPE_CHECKING:
+    from f5lab.workbook import Step
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON to FILE; - prints it instead.")
+]
+
+
+def deliver(report: Mapping[str, Any], json_file: Path | None) -> None:
+    """Show a command's result for people and, when asked for, write it as JSON."""
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+    if str(json_file) == "-":
+        sys.stdout.write(text)
+        return
+    if json_file is not None:
+        paths.write_text(json_file, text)
+    from rich.console import Console
+
+    _show(report, Console(highlight=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} in a report")
+
+
+def _show(report: Mapping[str, Any], console: Any, level: int = 0) -> None:
+    """Print a report: facts as aligned lines, lists of flat mappings as tables, what is nested as sections."""
+    from rich.text import Text
+
+    from f5lab.tables import cell_text
+
+    sections = {k: v for k, v in report.items() if isinstance(v, Mapping) or _is_rows(v)}
+    facts = {k: v for k, v in report.items() if k not in sections}
+    width = max((len(str(key)) for key in facts), default=0)
+    for key, value in facts.items():
+        label = str(key).replace("_", " ")
+        line = Text("  " * level + f"{label:<{width}}  ", "cyan").append(cell_text(value, 400) or "none", "none")
+        console.print(line, soft_wrap=True)
+    for key, value in sections.items():
+        console.print(Text("\n" + "  " * level + str(key).replace("_", " "), "bold"))
+        if isinstance(value, Mapping):
+            _show(value, console, level + 1)
+        elif any(isinstance(item, Mapping) or _is_rows(item) for row in value for item in row.values()):
+            for row in value:
+                _show(row, console, level + 1)
+                console.print()
+        else:
+            _show_table(value, console)
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def _show_table(rows: Sequence[Mapping[str, Any]], console: Any, limit: int = 60) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from f5lab.tables import cell_text
+
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    grid = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        number = all(isinstance(row.get(column), (int, float, type(None))) for row in rows)
+        grid.add_column(str(column).replace("_", " "), justify="right" if number else "left", overflow="fold")
+    for row in rows[:limit]:
+        grid.add_row(*(Text(cell_text(row.get(column), 200)) for column in columns))
+    console.print(grid)
+    if len(rows) > limit:
+        console.print(Text(f"first {limit} of {len(rows)} rows; --json has all", "dim"))
+
+
+class Progress:
+    """A bar that names notebook and cell, and one line for each notebook that is done; on stderr."""
+
+    def __init__(self) -> None:
+        import rich.progress
+        from rich.console import Console
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = rich.progress.Progress(
+            SpinnerColumn(), TextColumn("{task.fields[place]}", markup=False), BarColumn(bar_width=24),
+            TimeElapsedColumn(), console=self.console, transient=True,
+        )  # fmt: skip
+        self.task = self.bar.add_task("workbook", total=1, place="starting")
+
+    def __enter__(self) -> "Progress":
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.bar.stop()
+
+    def show(self, step: "Step") -> None:
+        """Move the bar to a step; a notebook that ended gets its line."""
+        done = step.position - 1 + (step.cell / step.cells if step.cells else 0)
+        place = f"{step.notebook}  cell {step.cell}/{step.cells}  {step.heading[:40]}" if step.cells else step.notebook
+        self.bar.update(self.task, total=step.notebooks, completed=done, place=place)
+        if step.status == "running":
+            return
+        from rich.text import Text
+
+        from f5lab.provenance import duration_text
+
+        sign, style = ("✔", "green") if step.status == "ok" else ("✘", "bold red")
+        line = Text(f"{sign} {step.notebook:<30} {duration_text(step.seconds):>12}  {step.findings} findings", style)
+        self.console.print(line.append(f"  {step.error}" if step.error else "", "red"), soft_wrap=True)
