@@ -191,11 +191,14 @@ def case_text(found: Found, name: str, language: str = "en") -> str:
         if arch
         else ["  # arch: unknown; {preset: F5TTS_Base} or {preset: F5TTS_v1_Base} if you know it"]
     )
-    lines += [f"  {line('front_end', found.front_end)}", "  mel_spec_type: vocos  # assumed"]
+    lines += [f"  {line('vocab', vocab)}"] if vocab else []
+    lines += [f"  {line('front_end', found.front_end)}", "  # mel_spec_type: vocos  # or bigvgan, if you know it"]
+    arrow = found.data / "raw.arrow" if found.data else None
+    lines += [f"  {line('dataset', arrow)}"] if arrow and arrow.is_file() else []
     lines += [f"  {line('samples', found.samples)}"] if found.samples else []
     lines += [
         "inference:  # what you run; defaults are those of f5-tts 1.1.22",
-        f"  {line('arch', found.options)}  # what the shapes say; the rest at its defaults",
+        f"  {line('arch', found.options)}  # assumed, what the shapes say: put here what you really pass",
     ]
     lines += ["  weights: ema", "  front_end: pinyin", "prompts:"]
     lines += [f"  - {json.dumps(p, ensure_ascii=False)}" for p in found.prompts]
