@@ -14,7 +14,7 @@ from f5lab.audio import Wave, load_wave
 from f5lab.errors import CaseError
 from f5lab.models import RATE_HZ
 from f5lab.probes import Hypothesis, Item, Probe
-from f5lab.settings_search import Truth, find_truth
+from f5lab.settings_search import Truth, dataset_front_end, find_truth
 from f5lab.specs import Arch, Case, Inference, Recipe, Weights
 from f5lab.statistics import Estimate
 from f5lab.verdicts import Effect
@@ -119,6 +119,8 @@ class Exam:
         if self.case.training.arch is not None:
             fields += ["backbone", "arch"]
         changes = {name: getattr(trained, name) for name in fields}
+        if case.training.front_end is None and (stored := dataset_front_end(case)) is not None:
+            changes["front_end"] = stored
         defaults = {
             k: Inference.model_fields[k].default
             for k in ("nfe_step", "cfg_strength", "sway_sampling_coef", "speed", "fix_duration")

@@ -13,10 +13,11 @@ from typing import Any
 from f5lab import anatomy, models, probes, vocabs
 from f5lab.architectures import TEXT_EMBEDDING
 from f5lab.checkpoints import Checkpoint
+from f5lab.discovery import read_rows
 from f5lab.errors import LabError, ModelError, VocabError
 from f5lab.paths import cache_dir, write_text
 from f5lab.probes import Gate, Hypothesis, Probe
-from f5lab.specs import Case, Recipe
+from f5lab.specs import Case, FrontEnd, Recipe
 
 HIDDEN = {"DiT": {"text_mask_padding": (True, False), "pe_attn_head": (None, 1)},
           "UNetT": {"text_mask_padding": (True, False), "pe_attn_head": (None, 1)}, "MMDiT": {"text_mask_padding": (True, False)}}  # fmt: skip
@@ -127,6 +128,20 @@ class Search:
         )
 
 
+def dataset_front_end(case: Case) -> FrontEnd | None:
+    """Return the front end that the dataset's stored texts show: plain strings are raw; token lists that only pinyin makes.
+
+    None without a dataset, or where its texts come out alike by both.
+    """
+    if case.training.dataset is None:
+        return None
+    texts = [row["text"] for row in read_rows(case.training.dataset)]
+    if texts and all(isinstance(text, str) for text in texts):
+        return "raw"
+    lists = [[str(token) for token in text] for text in texts if not isinstance(text, str)]
+    return "pinyin" if any(len(token) > 1 for tokens in lists for token in tokens) else None
+
+
 def find_truth(
     case: Case, stated: Recipe, probe: Callable[[], Probe], checkpoint: Checkpoint, base: Checkpoint | None
 ) -> Truth:
@@ -142,7 +157,7 @@ def find_truth(
     training = case.training
     known = {
         "arch": "stated" if training.arch else "assumed", "vocab": "stated" if training.vocab else "assumed",
-        "front_end": "stated" if training.front_end else "assumed",
+        "front_end": "stated" if training.front_end or dataset_front_end(case) else "assumed",
         "mel_spec_type": "stated" if training.mel_spec_type else "assumed", "weights": "assumed",
     }  # fmt: skip
     try:

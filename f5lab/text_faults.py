@@ -30,7 +30,7 @@ def detect_vocab(exam: Exam) -> list[Suspicion]:
     except VocabError as error:
         return [cause("vocab-damage", f"The vocab cannot be read: {error}", 0.99, 1.0, factors=("vocab",))]
     rows = exam.shapes.vocab_size
-    if given.size != rows and not given.duplicates:
+    if given.size != rows:
         claim = f"The vocab has {given.size} symbols, the embedding {rows} rows: loading raises."
         return [
             cause(
@@ -93,6 +93,8 @@ def _moved(exam: Exam, trained: Vocab, given: Vocab) -> tuple[int, int]:
 
 
 def _classify(found: VocabComparison, trained: Vocab, given: Vocab) -> str:
+    if found.nfc_equal:
+        return "oov-to-zero"
     if (
         given.duplicates
         and not trained.duplicates

@@ -76,7 +76,7 @@ def fake_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         encoding="utf-8",
     )
     script.chmod(0o755)
-    monkeypatch.setattr(bundles, "sys", SimpleNamespace(executable=str(folder / "python")))
+    monkeypatch.setattr(bundle_speech, "sys", SimpleNamespace(executable=str(folder / "python")))
     return folder
 
 

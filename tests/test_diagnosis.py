@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from f5lab import catalogue, diagnosis, listening, paths
+from f5lab import catalogue, diagnosis, listening, paths, plants
 from f5lab.errors import CheckpointError, LabError
 from f5lab.examinations import Exam, Suspicion, cause
 from f5lab.findings import FindingsLog
-from f5lab.specs import Case, Prompt, load_case
+from f5lab.specs import Case, Prompt, Vocoder, load_case
 from f5lab.statistics import bootstrap_mean
 
 DATA = paths.data_dir()
@@ -60,7 +60,7 @@ def loose(**changes: object) -> Case:
     clip = DATA / "speech" / "ptbr" / "jm_kumo_phrase_0012.ogg"
     prompt = Prompt(id="clip", ref_audio=clip, ref_text="Comprou um livro.", gen_text="Comprou um livro.")
     fields = {"checkpoint": DATA / "specimen" / "finetune" / "model_last.pt", "vocab": DATA / "specimen" / "vocab.txt",
-              "language": "pt", "prompts": (prompt,)}  # fmt: skip
+              "vocoder": Vocoder(path=DATA / "specimen" / "vocos"), "language": "pt", "prompts": (prompt,)}  # fmt: skip
     return Case(**{**fields, **changes})
 
 
@@ -226,3 +226,29 @@ def test_two_outputs_of_one_text_do_not_trip_the_detector() -> None:
     )
     exam = Exam(case.model_copy(update={"prompts": same}), device="cpu")
     assert audio_faults.detect_stale_text(exam)[0].outcome == "refuted"
+
+
+def test_what_the_vocab_file_shows(tmp_path: Path) -> None:
+    """A symbol repeated in place of another no longer loads; a decomposed (NFD) vocab loses letters."""
+    import unicodedata
+
+    from f5lab import text_faults
+
+    case = load_case(HEALTHY)
+    lines = case.vocab.read_text(encoding="utf-8").splitlines()
+
+    def judged(new: list[str]) -> Suspicion:
+        path = tmp_path / "vocab.txt"
+        path.write_text("".join(f"{line}\n" for line in new), encoding="utf-8")
+        given = case.model_copy(update={"inference": case.inference.model_copy(update={"vocab": path})})
+        return text_faults.detect_vocab(Exam(given, device="cpu", limit=4, asr=""))[0]
+
+    repeated = judged([lines[0], "a", *lines[2:]])
+    assert (repeated.id, repeated.outcome) == ("vocab-damage", "cause") and "raises" in repeated.claim
+    assert (judged([unicodedata.normalize("NFD", s) for s in lines]).id) == "oov-to-zero"
+
+
+def test_plain_strings_in_the_dataset_mean_raw_text(tmp_path: Path) -> None:
+    case = load_case(plants.plant(["front-end-pinyin"], load_case(HEALTHY), tmp_path / "p", variant=2))
+    assert case.training.front_end is None and case.training.dataset is not None
+    assert "front-end-pinyin" in [s.id for s in answers_of(case).values() if s.outcome == "cause"]
