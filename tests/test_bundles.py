@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from f5lab import bundles, models, paths, samplers, spellings
+from f5lab import bundle_speech, bundles, models, paths, samplers, spellings
 from f5lab.audio import load_wave
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import BundleError, CaseError, ModelError
