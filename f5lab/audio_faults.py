@@ -117,7 +117,7 @@ def detect_vocoder(exam: Exam) -> list[Suspicion]:
         return unknown("vocoder-wrong", "Every recording is silent.", "a recording at a normal level")
     made, reference = (float(v) for v in errors.mean(0))
     ratio = made / reference
-    claim = f"Mel error after the vocoder {made:.2f}, after Griffin-Lim {reference:.2f} nat."
+    claim = f"Mel error after the vocoder {made:.2f}, after Griffin-Lim {reference:.2f} nat; named from {VOCODER_EXCESS} times on."
     numbers = {"value": ratio, "unit": "times Griffin-Lim's error", "n": len(errors)}
     if ratio < VOCODER_EXCESS:
         return refuted("vocoder-wrong", claim, **numbers)

@@ -248,7 +248,9 @@ def faults(
 
     from f5lab import catalogue
 
-    deliver(asdict(catalogue.find_fault(fault)) if fault else {"faults": catalogue.rows()}, json_file)
+    rows = catalogue.rows()
+    short = [{key: row[key] for key in ("id", "group", "loads", "title")} for row in rows]
+    deliver(asdict(catalogue.find_fault(fault)) if fault else {"faults": rows if json_file else short}, json_file)
 
 
 @app.command()

@@ -210,9 +210,10 @@ def left_by_ear(suspicions: Iterable[Suspicion], heard: "listening.Listening") -
 def record(log: FindingsLog, suspicions: Iterable[Suspicion]) -> None:
     """Record one finding for each suspicion, under its id."""
     verdict = {"cause": "supported", "refuted": "refuted", "unknown": "inconclusive"}
+    says = {"cause": "is at work:", "refuted": "is at work. Ruled out:", "unknown": "is at work. Not known:"}
     for item in suspicions:
         log.record(
-            f"{log.notebook}-{item.id}", question=QUESTION, claim=f"{item.id}: {item.claim}", verdict=verdict[item.outcome],
+            f"{log.notebook}-{item.id}", question=QUESTION, claim=f"{item.id} {says[item.outcome]} {item.claim}", verdict=verdict[item.outcome],
             value=item.value, unit=item.unit, interval=item.interval, n=item.n, limitation=item.limitation or item.needs,
         )  # fmt: skip
 

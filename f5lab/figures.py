@@ -174,9 +174,17 @@ def losses(rows: Mapping[str, tuple[float, float, float]], *, caption: str = "")
 def confusion(rows: Sequence[str], columns: Sequence[str], counts: np.ndarray, *, caption: str = "") -> Figure:
     """Draw what was planted (rows) against what was named first (columns), counts [shape=(rows, columns)]."""
     figure, ax = plt.subplots(figsize=(0.24 * len(columns) + 3.2, 0.24 * len(rows) + 2.6))
-    ax.pcolormesh(np.ma.masked_equal(counts, 0), cmap="viridis_r", edgecolors="#eee", linewidth=0.4)
+    ax.pcolormesh(np.ma.masked_equal(counts, 0), cmap="viridis_r", vmin=0, edgecolors="#eee", linewidth=0.4)
     for i, j in zip(*np.nonzero(counts)):
-        ax.text(j + 0.5, i + 0.5, str(counts[i, j]), ha="center", va="center", fontsize=6, color="white")
+        ax.text(
+            j + 0.5,
+            i + 0.5,
+            str(counts[i, j]),
+            ha="center",
+            va="center",
+            fontsize=6,
+            color="white" if counts[i, j] > counts.max() / 2 else "black",
+        )
     ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90, fontsize=6.5)
     ax.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=6.5)
     ax.set(xlabel="named first", ylabel="planted")

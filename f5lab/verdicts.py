@@ -61,6 +61,12 @@ class Cause(_Part):
     evidence: list[str]
     fix: Fix
 
+    @property
+    def slight(self) -> bool:
+        """Whether its effect was measured and changes its measure by less than 2 % of it."""
+        effect = self.effect
+        return effect is not None and abs(effect.before - effect.after) < 0.02 * max(abs(effect.before), 1e-9)
+
 
 class Refuted(_Part):
     """A suspect that was looked at and is not a cause."""
@@ -91,8 +97,13 @@ class Verdict(_Part):
         """The verdict in one sentence."""
         if not self.causes:
             return "No cause was found." + (" Some suspects could not be judged." if self.unknown else "")
-        names = [f"{cause.id} ({cause.confidence:.0%})" for cause in self.causes]
-        return "Cause: " + ", then ".join(names) + "."
+        names = [f"{cause.id} ({cause.confidence:.0%})" for cause in self.causes if not cause.slight]
+        slight = [cause.id for cause in self.causes if cause.slight]
+        parts = ["Cause: " + ", then ".join(names) + "."] if names else []
+        parts += (
+            ["Set otherwise than in training, with hardly an effect here: " + ", ".join(slight) + "."] if slight else []
+        )
+        return " ".join(parts)
 
 
 def save(verdict: Verdict, folder: str | Path) -> Path:

@@ -117,7 +117,7 @@ def _lag(exam: Exam) -> list[Suspicion]:
     least = MATTERS if len(exam.probe.items) >= FEW_ITEMS else MATTERS_ON_FEW
     if worse is None or worse.mean < least or worse.low <= 0:
         says = (
-            "EMA explains the recordings as well as raw"
+            "EMA explains the recordings at least as well as raw"
             if worse is None
             else f"EMA is {100 * worse.mean:+.1f} % off raw"
         )
