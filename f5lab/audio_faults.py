@@ -6,9 +6,9 @@ from f5lab import cycles, metrics, models
 from f5lab.audio import load_wave, resample
 from f5lab.errors import LabError
 from f5lab.examinations import Exam, Suspicion, cause, refuted, span, unknown
-from f5lab.models import RATE_HZ
+from f5lab.models import LONGEST_REFERENCE_S, RATE_HZ
 from f5lab.probes import Hypothesis, Probe
-from f5lab.prompt_timing import LONGEST_S, QUIET_RMS
+from f5lab.prompt_timing import QUIET_RMS
 
 WRONG_TEXT, OWN_TEXT = 0.6, 0.34
 """CER from which a recording says something else, and up to which it says the text."""
@@ -36,13 +36,13 @@ def detect_level(exam: Exam) -> list[Suspicion]:
 def detect_clipped(exam: Exam) -> list[Suspicion]:
     """Look for references that upstream cuts while it keeps their whole text."""
     seconds = {p.id: load_wave(p.ref_audio).seconds for p in exam.case.prompts}
-    long = {name: value for name, value in seconds.items() if value > LONGEST_S}
+    long = {name: value for name, value in seconds.items() if value > LONGEST_REFERENCE_S}
     longest = max(seconds.values())
     if not long:
         return refuted(
             "ref-clipped", f"The longest reference lasts {longest:.1f} s.", value=longest, unit="s", n=len(seconds)
         )
-    claim = f"{len(long)} of {len(seconds)} references last more than {LONGEST_S:.0f} s (up to {longest:.1f} s): audio is cut, text is not."
+    claim = f"{len(long)} of {len(seconds)} references last more than {LONGEST_REFERENCE_S:.0f} s (up to {longest:.1f} s): audio is cut, text is not."
     return [cause("ref-clipped", claim, 0.95, len(long) / len(seconds), value=longest, unit="s", n=len(seconds),
                   settings={"ref_audio": "below 12 s, with exactly its own text"})]  # fmt: skip
 
@@ -77,7 +77,9 @@ def detect_reference_text(exam: Exam) -> list[Suspicion]:
 
 def detect_rate_label(exam: Exam) -> list[Suspicion]:
     """Score each reference as if its header lied about the rate: the true rate explains the recording best."""
-    items = [item for item in exam.references if item.wave.seconds <= LONGEST_S and item.wave.rms >= QUIET_RMS]
+    items = [
+        item for item in exam.references if item.wave.seconds <= LONGEST_REFERENCE_S and item.wave.rms >= QUIET_RMS
+    ]
     if not items or exam.truth.problem:
         return unknown(
             "sample-rate-mislabelled", "No reference to try.", "a reference with its text, below 12 s and not silent"
@@ -138,10 +140,7 @@ def detect_stale_text(exam: Exam) -> list[Suspicion]:
         return unknown("stale-text-cache", f"The outputs were not heard: {error}", "a recogniser (--asr base)")
     texts = [p.gen_text for p in exam.case.prompts]
     others = {p.id: [t for t in texts if t != p.gen_text] for p in prompts}
-    rows = [
-        (metrics.cer(p.gen_text, h).value, min((metrics.cer(t, h).value or 0.0 for t in others[p.id]), default=None))
-        for p, h in zip(prompts, heard)
-    ]
+    rows = [(metrics.cer(p.gen_text, h).value, _nearest(h, others[p.id])) for p, h in zip(prompts, heard)]
     stale = [
         own for own, other in rows if own is not None and own >= WRONG_TEXT and other is not None and other <= OWN_TEXT
     ]
@@ -152,3 +151,8 @@ def detect_stale_text(exam: Exam) -> list[Suspicion]:
     claim = f"{len(stale)} of {len(rows)} outputs speak the text of another prompt."
     return [cause("stale-text-cache", claim, 0.9, len(stale) / len(rows), value=len(stale) / len(rows), unit="share of outputs",
                   n=len(rows), settings={"after an error": "model.transformer.clear_cache(), or a new process"})]  # fmt: skip
+
+
+def _nearest(heard: str, texts: list[str]) -> float | None:
+    """Return the lowest CER of what was heard against any of the texts; None where no text has letters."""
+    return min((rate for text in texts if (rate := metrics.cer(text, heard).value) is not None), default=None)

@@ -8,12 +8,8 @@ runs it in the bundle's ``checkpoints``. And it always converts text, so a raw-t
 
 import json
 import logging
-import os
 import shlex
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +28,7 @@ from f5lab.bundle_speech import run_bundle
 from f5lab.checkpoints import EMA_PREFIX, open_checkpoint
 from f5lab.errors import BundleError, CaseError
 from f5lab.examinations import Exam
-from f5lab.paths import existing_file, sha256_file, write_text
+from f5lab.paths import existing_file, free_folder, new_folder, sha256_file, write_text
 from f5lab.specs import Case, MelType, Prompt, Recipe
 from f5lab.spellings import Spelling
 from f5lab.vocabs import Vocab, read_vocab
@@ -42,8 +38,6 @@ logger = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).parent / "templates" / "bundle"
 MANIFEST = "bundle.json"
 SPOKEN_PROMPTS = 4
-LONGEST_REFERENCE_S = 12.0
-"""``preprocess_ref_audio_text`` cuts what is longer, and keeps the whole text."""
 
 VOCODER_FOLDERS: dict[MelType, str] = {
     "vocos": "../checkpoints/vocos-mel-24khz",
@@ -120,15 +114,13 @@ def write_bundle(
     CaseError, CheckpointError, ModelError, VocabError, AudioError, AsrError
         The case's files are not what they should be; the weights do not load strictly.
     """
-    out = Path(out).expanduser().absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BundleError(f"{out} exists", expected="a new or empty folder", next_step="give another --out")
+    out = free_folder(out, BundleError)
     recipe = recipe or bundle_recipe(case)
     device = models.pick_device(device)
     _refuse_impossible(case, recipe)
     vocab = read_vocab(recipe.vocab)
     spelling = _spelling(case, recipe, vocab)
-    with _whole_folder(out) as folder:
+    with new_folder(out, BundleError) as folder:
         notes = _write_parts(case, recipe, vocab, spelling, folder)
         _load_strictly(recipe, folder)
         _write_programs(case, recipe, spelling, notes, [], folder)
@@ -191,19 +183,6 @@ def same_ids(vocab: Vocab, spelling: Spelling, ref_text: str, gen_text: str) -> 
     return torch.equal(raw, converted)
 
 
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `out` that becomes `out` when the block ends without an error."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        os.replace(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _write_parts(case: Case, recipe: Recipe, vocab: Vocab, spelling: Spelling | None, folder: Path) -> list[str]:
     """Write weights, vocab, architecture, vocoder and reference; return what a user should know about them."""
     weights = open_checkpoint(recipe.checkpoint).weights(recipe.weights)
@@ -224,9 +203,9 @@ def _write_parts(case: Case, recipe: Recipe, vocab: Vocab, spelling: Spelling | 
     wave = samplers.audible(prompt.ref_audio, rate_hz=models.RATE_HZ)
     sf.write(folder / "reference.wav", np.clip(wave.samples, -1, 1), wave.rate_hz, subtype="PCM_16")
     write_text(folder / "reference.txt", prompt.ref_text.strip() + "\n")
-    if wave.seconds > LONGEST_REFERENCE_S:
+    if wave.seconds > models.LONGEST_REFERENCE_S:
         notes.append(
-            f"The reference lasts {wave.seconds:.1f} s; F5-TTS cuts it at about {LONGEST_REFERENCE_S:.0f} s but keeps its "
+            f"The reference lasts {wave.seconds:.1f} s; F5-TTS cuts it at about {models.LONGEST_REFERENCE_S:.0f} s but keeps its "
             "whole text. A shorter one speaks better."
         )
     return notes

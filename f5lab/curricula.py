@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 SILENCE = math.log(1e-5)
 """F5-TTS's log-mel of digital silence."""
-TARGET_RMS, SHORT_BYTES, SHORT_SPEED = 0.1, 10, 0.3
-"""``infer_process``: prompts below this level are raised to it; texts below 10 bytes get a third of the speed."""
+TARGET_RMS = 0.1
+"""``infer_process``: prompts below this level are raised to it."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Prompt:
     def target_frames(self, text: str) -> int:
         """Return how many frames ``infer_process`` leaves for `text` behind this prompt."""
         size = len(text.encode())
-        speed = SHORT_SPEED if size < SHORT_BYTES else 1.0
+        speed = models.SHORT_SPEED if size < models.SHORT_BYTES else 1.0
         return self.frames + int(self.frames / len(self.text.encode()) * size / speed) - len(self.mel)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from f5lab import audio_faults, factors, listening, setting_faults, text_faults, weight_faults
 from f5lab.errors import CaseError, LabError
-from f5lab.examinations import Exam, Suspicion, unknown
+from f5lab.examinations import Exam, Suspicion, ranked, unknown
 from f5lab.findings import FindingsLog
 from f5lab.probes import Hypothesis
 from f5lab.settings_search import GAIN
@@ -60,6 +60,7 @@ FOLLOWS: dict[str, tuple[str, ...]] = {
     "frontend-rate": ("duration-byte-ratio",),
     "weight-damage": ("raw-ema-swapped", "ema-lag-inherited", "ema-lag-fresh", "scratch-by-accident", "ema-frozen"),
     "scratch-by-accident": ("weight-damage", "raw-ema-swapped"),
+    "vocab-damage": ("load-raises",),
     "precision-fp16-nan": ("weight-damage", "scratch-by-accident"),
     "oov-to-zero": ("case-folding",),
     "vocab-permuted": ("case-folding", "oov-to-zero"),
@@ -142,9 +143,8 @@ def _unexplained(exam: Exam, found: Sequence[Suspicion]) -> list[Suspicion]:
 
 def _settled(found: Sequence[Suspicion]) -> list[Suspicion]:
     """Keep one answer for each entry (a cause before unknown before refuted) and drop consequences of other causes."""
-    order = {"cause": 0, "unknown": 1, "refuted": 2}
     best: dict[str, Suspicion] = {}
-    for item in sorted(found, key=lambda s: order[s.outcome]):
+    for item in ranked(found):
         best.setdefault(item.id, item)
     causes = {name for name, item in best.items() if item.outcome == "cause"}
     for name in list(causes):
@@ -159,7 +159,7 @@ def _settled(found: Sequence[Suspicion]) -> list[Suspicion]:
         if reason is not None:
             says = f"{best[name].claim} This follows from {reason}."
             best[name] = Suspicion(name, "unknown", says, needs=f"the same case without {reason}")
-    return sorted(best.values(), key=lambda s: (order[s.outcome], -s.severity))
+    return ranked(best.values())
 
 
 def diagnose(
@@ -190,13 +190,18 @@ def diagnose(
     suspicions = examine(exam)
     heard = listening.listen(exam, suspicions, most_prompts=most_prompts) if listen and asr else None
     if heard is not None:
-        suspicions = [*listening.weigh(suspicions, heard), *left_by_ear(suspicions, heard)]
+        suspicions = by_ear(suspicions, heard)
     log = log or FindingsLog(NUMBER, "")
     record(log, suspicions)
     return Diagnosis(conclude(case, suspicions, log.notebook, run), tuple(suspicions), heard)
 
 
-def left_by_ear(suspicions: Iterable[Suspicion], heard: "listening.Listening") -> list[Suspicion]:
+def by_ear(suspicions: Sequence[Suspicion], heard: "listening.Listening") -> list[Suspicion]:
+    """Return suspicions ranked by what was heard, with what listening leaves open."""
+    return [*listening.weigh(suspicions, heard), *_left_by_ear(suspicions, heard)]
+
+
+def _left_by_ear(suspicions: Iterable[Suspicion], heard: "listening.Listening") -> list[Suspicion]:
     """Report what listening leaves open: that nothing could be heard, or that the repair is heard though no cause is named."""
     if heard.problem:
         return unknown(UNHEARD, f"Nothing was heard: {heard.problem}", heard.problem)

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 
 from f5lab import architectures, checkpoints, ema, models, probes, samplers
-from f5lab.asr import Transcriber, Transcript
+from f5lab.asr import Transcriber
 from f5lab.audio import Wave, load_wave
-from f5lab.errors import CaseError
+from f5lab.errors import CaseError, LabError
 from f5lab.models import RATE_HZ
 from f5lab.probes import Hypothesis, Item, Probe
 from f5lab.settings_search import Truth, dataset_front_end, find_truth
@@ -93,7 +93,6 @@ class Exam:
             for path in (prompt.ref_audio, prompt.gen_audio, prompt.spoken_audio):
                 if path is not None:
                     load_wave(path)
-        self._heard: dict[str, Transcript] = {}
 
     @cached_property
     def study(self) -> ema.Study:
@@ -204,6 +203,24 @@ class Exam:
         good = self.probe.loss(Hypothesis(truth.recipe, shift=truth.shift)).mean
         bad = self.probe.loss(Hypothesis(truth.recipe.but(**changes), **{"shift": truth.shift, **hypothesis})).mean
         return worse, Effect(metric=LOSS, before=bad, after=good, interval=span(worse, -good), n=worse.n)
+
+    def cost(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a change costs by the probe as fields of a suspicion: value (share of the loss), interval, n, effect and
+        severity; a limitation instead where it cannot be probed."""
+        if self.truth.problem:
+            return {"limitation": self.truth.problem}
+        try:
+            worse, effect = self.loss_effect(changes)
+        except LabError as error:
+            return {"limitation": str(error)}
+        return {"value": worse.mean, "unit": "higher loss, as a share", "interval": span(worse), "n": worse.n,
+                "effect": effect, "severity": min(1.0, max(0.0, worse.mean))}  # fmt: skip
+
+
+def ranked(suspicions: Iterable[Suspicion]) -> list[Suspicion]:
+    """Return causes first, then unknown, then refuted; the most severe of each first."""
+    order = {"cause": 0, "unknown": 1, "refuted": 2}
+    return sorted(suspicions, key=lambda s: (order[s.outcome], -s.severity))
 
 
 def span(estimate: Estimate, factor: float = 1.0) -> tuple[float, float] | None:

@@ -18,7 +18,6 @@ WORDS = {
     "vocoder": "what turns the mel into a wave",
     "precision": "in which floating-point format the model runs",
     "path": "prompt and duration: the clip itself and twice its length (trainer), or a prepared reference and the byte rule",
-    "duration": "how many frames the new text gets",
     "nfe_step": "how many steps the sampler takes",
     "cfg_strength": "how strong the guidance is",
     "sway_sampling_coef": "where the sampler's steps are dense",
@@ -76,7 +75,7 @@ def diff(a: Recipe, b: Recipe, device: str = "cpu") -> list[Factor]:
     found = [_plain(name, a, b, device) for name in ("checkpoint", "weights", "backbone")]
     found += _options(a, b)
     found += [_vocab(a, b)]
-    rest = ("front_end", "mel_spec_type", "precision", "vocoder", "path", "duration", "nfe_step", "cfg_strength",
+    rest = ("front_end", "mel_spec_type", "precision", "vocoder", "path", "nfe_step", "cfg_strength",
             "sway_sampling_coef", "speed", "fix_duration")  # fmt: skip
     found += [_plain(name, a, b, device) for name in rest]
     return [factor for factor in found if factor is not None]

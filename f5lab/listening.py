@@ -16,7 +16,7 @@ import numpy as np
 
 from f5lab import factors, oracles
 from f5lab.errors import LabError, ModelError
-from f5lab.examinations import Exam, Suspicion, span
+from f5lab.examinations import Exam, Suspicion, ranked, span
 from f5lab.oracles import Scored
 from f5lab.paths import atomic_path, cache_dir, sha256_file
 from f5lab.samplers import Sample, Studio
@@ -133,8 +133,6 @@ class Booth:
     def _key(self, recipe: Recipe, prompt: Prompt) -> str:
         """Return a digest of everything that the clip depends on: settings and the content of every file."""
         files = [recipe.checkpoint, recipe.vocab, prompt.ref_audio]
-        if recipe.duration == "recorded" and prompt.gen_audio:
-            files.append(prompt.gen_audio)
         if recipe.vocoder.path:
             if not recipe.vocoder.path.is_dir():
                 raise ModelError(
@@ -189,7 +187,7 @@ def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | N
 def _repaired(exam: Exam) -> Recipe:
     """Return inference with every forward setting as trained, and the sampler at upstream's defaults."""
     truth = exam.truth.recipe
-    return truth.but(name="repaired", path="inference", duration="byte-rule")
+    return truth.but(name="repaired", path="inference")
 
 
 def _switchable(item: Suspicion) -> bool:
@@ -223,5 +221,4 @@ def weigh(suspicions: Sequence[Suspicion], heard: Listening) -> list[Suspicion]:
                            effect=comparison.effect if audible or item.effect is None else item.effect,
                            limitation=item.limitation or ("" if audible else "its effect was not heard on these prompts"))  # fmt: skip
         weighed.append(item)
-    order = {"cause": 0, "unknown": 1, "refuted": 2}
-    return sorted(weighed, key=lambda s: (order[s.outcome], -s.severity))
+    return ranked(weighed)

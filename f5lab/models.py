@@ -26,6 +26,10 @@ from f5lab.specs import Backbone, FrontEnd, MelType, Precision, Vocoder, Weights
 MEL = {"n_fft": 1024, "hop_length": 256, "win_length": 1024, "n_mel_channels": 100, "target_sample_rate": 24000}
 """Upstream's constants, hard-coded in ``infer/utils_infer.py`` whatever a training config says."""
 
+SHORT_BYTES, SHORT_SPEED = 10, 0.3
+"""``infer_batch_process``: a new text below so many bytes is spoken at this speed."""
+LONGEST_REFERENCE_S = 12.0
+"""``preprocess_ref_audio_text`` cuts what is longer, and keeps the whole text."""
 RATE_HZ, HOP = MEL["target_sample_rate"], MEL["hop_length"]
 _DTYPES = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,3 +103,37 @@ def existing_file(path: Path, error: type[LabError], what: str, next_step: str |
     if not os.access(path, os.R_OK):
         raise error(f"{what} {path} cannot be read", next_step="check its permissions")
     return path
+
+
+def free_folder(out: Path, error: type[LabError]) -> Path:
+    """Return `out` as an absolute path if nothing would be written over.
+
+    Raises
+    ------
+    error
+        `out` exists and is not an empty folder.
+    """
+    out = Path(out).expanduser().absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise error(f"{out} exists and is not an empty folder", next_step="give a folder that is not there yet")
+    return out
+
+
+@contextmanager
+def new_folder(out: Path, error: type[LabError]) -> Iterator[Path]:
+    """Yield a temporary folder beside `out`; it becomes `out` only when the block ends without an error.
+
+    Raises
+    ------
+    error
+        `out` exists and is not an empty folder.
+    """
+    out = free_folder(out, error)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -4,11 +4,7 @@ Nothing of the healthy case is touched: a plant changes a copy, in memory or in 
 once at the end, so that several faults in one checkpoint do not undo each other.
 """
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -284,28 +280,6 @@ def _plain(value: Any, folder: Path) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item, folder) for key, item in value.items()}
     return [_plain(item, folder) for item in value] if isinstance(value, list | tuple) else value
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `out`; it becomes `out` only when the block ends without an error.
-
-    Raises
-    ------
-    FaultError
-        `out` exists and is not an empty folder.
-    """
-    out = out.expanduser().absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FaultError(f"{out} exists and is not an empty folder", next_step="give a folder that is not there yet")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def blend(a: Mapping[str, Tensor], b: Mapping[str, Tensor], share: float) -> State:

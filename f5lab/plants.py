@@ -15,7 +15,8 @@ from f5lab import plants_weights as weights
 from f5lab.catalogue import DECOYS, find_fault, unknown_id
 from f5lab.diffs import one_thread
 from f5lab.errors import FaultError
-from f5lab.planting import Bench, new_folder
+from f5lab.paths import new_folder
+from f5lab.planting import Bench
 from f5lab.plants_harmless import DECOY_PLANTS, HEALTHY_FORMS
 from f5lab.specs import Case
 
@@ -144,7 +145,7 @@ def _apply(
             next_step="plant into a healthy case, such as data/cases/ptbr-repaired; several faults go in one call",
         )
     # one thread: the tensors are small, and on a busy machine waiting for other threads takes longer than the work
-    with one_thread(), new_folder(Path(out)) as folder:
+    with one_thread(), new_folder(Path(out), FaultError) as folder:
         bench = Bench(case, case, folder)
         for name, make, variant in steps:
             bench.fault, bench.variant = name, variant

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from f5lab import models
 from f5lab.audio import load_wave
 from f5lab.errors import AudioError
-from f5lab.models import HOP, RATE_HZ
+from f5lab.models import HOP, LONGEST_REFERENCE_S, RATE_HZ, SHORT_BYTES, SHORT_SPEED
 from f5lab.specs import Prompt, Recipe
 
 QUIET_RMS = 0.01
 """Below this the edges of a reference are cut at -42 dBFS until little is left: its length means nothing."""
-LONGEST_S = 12.0
-SHORT_BYTES, SHORT_SPEED = 10, 0.3
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ def timing(prompt: Prompt, recipe: Recipe) -> Timing | None:
     ``preprocess_ref_audio_text`` and ``infer_batch_process`` in ``f5_tts/infer/utils_infer.py``.
     """
     wave = load_wave(prompt.ref_audio)
-    if wave.rms < QUIET_RMS or wave.seconds > LONGEST_S or not prompt.ref_text.strip():
+    if wave.rms < QUIET_RMS or wave.seconds > LONGEST_REFERENCE_S or not prompt.ref_text.strip():
         return None
     with models.quiet():
         path, text = models.upstream().preprocess_ref_audio_text(
@@ -50,9 +48,3 @@ def timing(prompt: Prompt, recipe: Recipe) -> Timing | None:
     if recipe.fix_duration is not None:
         given = max(0, int(recipe.fix_duration * RATE_HZ / HOP) - frames)
     return Timing(wave.seconds, prepared, given * HOP / RATE_HZ, recorded)
-
-
-def fixed_duration(prompt: Prompt, recipe: Recipe) -> float | None:
-    """Return the ``fix_duration`` in seconds that gives the new text the length of its real recording."""
-    found = timing(prompt, recipe)
-    return found.prepared_s + found.recorded_s if found is not None and found.recorded_s else None

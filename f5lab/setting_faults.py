@@ -1,12 +1,10 @@
 """Detectors for settings: hidden architecture options, mel type, precision, sampler, front-end constants."""
 
-from typing import Any
-
 import yaml
 
 from f5lab import factors, models
-from f5lab.errors import CheckpointError, LabError, ModelError
-from f5lab.examinations import Exam, Suspicion, cause, refuted, span, unknown
+from f5lab.errors import CheckpointError, ModelError
+from f5lab.examinations import Exam, Suspicion, cause, refuted, unknown
 from f5lab.probes import Hypothesis
 from f5lab.specs import Inference, Recipe
 
@@ -42,7 +40,7 @@ def detect_options(exam: Exam) -> list[Suspicion]:
     if exam.case.inference.arch is None:
         claim = f"The weights were trained with other options than a constructor assumes that is not told ({words})."
     broken = {**truth.recipe.arch, **{key: wrong[key] for key in keys}}
-    more = _measured(exam, {"arch": broken})
+    more = exam.cost({"arch": broken})
     known = 0.99 if truth.known["arch"] == "stated" else 0.95
     if exam.case.inference.arch is None:
         known, more["limitation"] = (
@@ -70,18 +68,6 @@ def detect_load(exam: Exam) -> list[Suspicion]:
     )
 
 
-def _measured(exam: Exam, changes: dict[str, Any]) -> dict[str, Any]:
-    """Return the loss that a change costs, as fields of a suspicion; nothing where it cannot be probed."""
-    if exam.truth.problem:
-        return {"limitation": exam.truth.problem}
-    try:
-        worse, effect = exam.loss_effect(changes)
-    except LabError as error:
-        return {"limitation": str(error)}
-    return {"value": worse.mean, "unit": "higher loss, as a share", "interval": span(worse), "n": worse.n,
-            "effect": effect, "severity": min(1.0, max(0.0, worse.mean))}  # fmt: skip
-
-
 def detect_mel(exam: Exam) -> list[Suspicion]:
     """Compare the mel type that inference computes with the trained one."""
     truth = exam.truth
@@ -92,7 +78,7 @@ def detect_mel(exam: Exam) -> list[Suspicion]:
                 "mel-type", "The trained mel type is not known.", "training.mel_spec_type, or a recording with its text"
             )
         return refuted("mel-type", f"Inference computes {exam.inference.mel_spec_type}, as trained ({how}).")
-    more = _measured(exam, {"mel_spec_type": exam.inference.mel_spec_type})
+    more = exam.cost({"mel_spec_type": exam.inference.mel_spec_type})
     claim = f"Inference computes {exam.inference.mel_spec_type} mels, the weights were trained on {truth.recipe.mel_spec_type}."
     return [cause("mel-type", claim, 0.97, max(0.95, more.pop("severity", 0.0)), factors=("mel_spec_type",),
                   settings={"mel_spec_type": truth.recipe.mel_spec_type}, **more)]  # fmt: skip
@@ -117,7 +103,7 @@ def detect_precision(exam: Exam) -> list[Suspicion]:
         )
     if precision == "fp16":
         return refuted(names, "In float16 every value is finite.")
-    more = _measured(exam, {"precision": "bf16"})
+    more = exam.cost({"precision": "bf16"})
     claim = "The whole model is cast to bfloat16, the rotary frequencies included: 2 rad of phase error at frame 1000."
     return [cause("precision-bf16-cast", claim, 0.9, max(0.2, more.pop("severity", 0.0)), factors=("precision",),
                   settings={"precision": "fp32"}, **more), *refuted(names[1], "Every value is finite.")]  # fmt: skip

@@ -208,8 +208,7 @@ class Recipe(_Spec):
     `path` says whose code speaks: ``trainer`` is what ``Trainer.train`` does for a logged sample (in-process model,
     dataset mel as condition, text doubled, exactly twice the duration), ``inference`` is ``load_model`` +
     ``preprocess_ref_audio_text`` + ``infer_process``, ``accelerate`` the trainer's with the model prepared and
-    unwrapped by Accelerate. `duration` counts for the inference path only: ``byte-rule`` is upstream's (frames of the
-    reference times the ratio of UTF-8 bytes), ``recorded`` gives the new text the length of its real recording.
+    unwrapped by Accelerate.
     """
 
     name: str
@@ -228,7 +227,6 @@ class Recipe(_Spec):
     sway_sampling_coef: float | None = -1.0
     speed: float = 1.0
     fix_duration: float | None = None
-    duration: Literal["byte-rule", "recorded"] = "byte-rule"
 
     def but(self, **changes: Any) -> "Recipe":
         """Return a copy with some fields changed, validated anew."""

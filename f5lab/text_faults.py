@@ -11,14 +11,13 @@ from f5lab import models, prompt_timing, vocabs
 from f5lab.discovery import read_rows
 from f5lab.errors import LabError, VocabError
 from f5lab.examinations import Exam, Suspicion, cause, refuted, span, unknown
+from f5lab.models import SHORT_BYTES
 from f5lab.probes import Hypothesis
 from f5lab.vocabs import Vocab, VocabComparison
 
 VOCAB_FAULTS = ("vocab-permuted", "vocab-off-by-one", "vocab-re-extended", "vocab-damage")
 RATIO = (0.6, 1.7)
 """Duration by the byte rule over the real recording's; outside this the words no longer fit."""
-SHORT_BYTES = 10
-"""``infer_batch_process`` slows texts below this many bytes to speed 0.3."""
 
 
 def detect_vocab(exam: Exam) -> list[Suspicion]:
@@ -46,7 +45,7 @@ def detect_vocab(exam: Exam) -> list[Suspicion]:
     name = _classify(found, trained, given)
     claim = f"{moved} of {total} tokens of the texts get another row than in training ({found.verdict}: {found.consequence})."
     more: dict[str, Any] = {"value": moved / total, "unit": "share of tokens", "n": total}
-    more |= _probed(exam, {"vocab": exam.inference.vocab})
+    more = {**exam.cost({"vocab": exam.inference.vocab}), "interval": None, **more}
     confidence = 0.98 if truth.known["vocab"] == "stated" else 0.92
     rest = refuted([f for f in (*VOCAB_FAULTS, "oov-to-zero") if f != name], f"The difference is {found.verdict}.")
     return [cause(name, claim, confidence, max(more.pop("severity", 0.0), min(1.0, 2 * moved / total)), factors=("vocab",),
@@ -111,17 +110,6 @@ def _classify(found: VocabComparison, trained: Vocab, given: Vocab) -> str:
     return "vocab-permuted" if len(found.moved) > 0.3 * trained.size else "vocab-damage"
 
 
-def _probed(exam: Exam, changes: dict[str, Any]) -> dict[str, Any]:
-    """Return what a change costs by the probe, as fields of a suspicion; nothing where it cannot be run."""
-    if exam.truth.problem:
-        return {}
-    try:
-        worse, effect = exam.loss_effect(changes)
-    except LabError:
-        return {}
-    return {"effect": effect, "severity": min(1.0, max(0.0, worse.mean))}
-
-
 def detect_unknown(exam: Exam) -> list[Suspicion]:
     """Count the symbols of the texts that the trained vocab lacks: they are spoken as index 0, a space."""
     trained = vocabs.read_vocab(exam.truth.recipe.vocab)
@@ -169,7 +157,7 @@ def detect_front_end(exam: Exam) -> list[Suspicion]:
     shown = ", ".join(f"“{word}”" for word, _ in words.most_common(3))
     claim = f"Inference splits {len(changed)} of {len(pairs)} texts by {given}, the weights learned {trained}: {shown}."
     more: dict[str, Any] = {"value": len(changed) / len(pairs), "unit": "share of texts", "n": len(pairs)}
-    more |= _probed(exam, {"front_end": given})
+    more = {**exam.cost({"front_end": given}), "interval": None, **more}
     known = 0.98 if truth.known["front_end"] == "stated" else 0.93
     return [cause("front-end-pinyin", claim, known, max(0.15, more.pop("severity", 0.0)), factors=("front_end",),
                   settings={"front_end": trained}, **more)]  # fmt: skip

@@ -241,7 +241,7 @@ def test_front_page_of_a_run_that_just_began(tmp_path: Path) -> None:
 
 def test_unpaired_surrogates_do_not_break_writing(tmp_path: Path) -> None:
     page = page_of(V4.new_output("stream", name="stdout", text="\ud800"))
-    page.encode("utf-8")
+    assert page.encode("utf-8").decode("utf-8") == page
 
 
 def test_the_front_page_opens_with_the_verdict(tmp_path: Path) -> None:
