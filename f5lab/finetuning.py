@@ -34,8 +34,8 @@ class FinetunePlan:
 
     Attributes
     ----------
-    repeats : int
-        How often each inference item stands in the dataset.
+    repeats, doubles : int
+        How often each inference item, and each clip joined to itself (what the trainer logs), stands in the dataset.
     frames : int
         Mel frames a batch, as ``batch_size_type="frame"`` counts them.
     logged : int
@@ -46,7 +46,8 @@ class FinetunePlan:
     voice: str = MALE
     prompts: tuple[int, ...] = (5, 11)
     repeats: int = 2
-    epochs: int = 24
+    doubles: int = 4
+    epochs: int = 20
     learning_rate: float = 1.5e-4
     warmup: int = 60
     frames: int = 1400
@@ -108,7 +109,8 @@ def finetune_items(voice: Voice, plan: FinetunePlan) -> list[tuple[str, Any, tup
     waves = [load_wave(clip.path).samples for clip in voice.clips]
     items = [(clip.text, wave, (0, 0)) for clip, wave in zip(voice.clips, waves)]
     for clip, wave in zip(voice.clips, waves):
-        items.append((f"{clip.text} {clip.text}", np.concatenate([wave, wave]), (1 + len(wave) // models.HOP, 0)))
+        double = (f"{clip.text} {clip.text}", np.concatenate([wave, wave]), (1 + len(wave) // models.HOP, 0))
+        items += [double] * plan.doubles
     for prompt in voice.prompts.values():
         for clip, wave in zip(voice.clips, waves):
             joined = np.concatenate([prompt.samples, wave * np.float32(np.exp(prompt.gain))])

@@ -25,7 +25,9 @@ from f5lab.statistics import Estimate, bootstrap_mean
 
 logger = logging.getLogger(__name__)
 
-MIN_BYTES = 10
+MIN_BYTES, HEARD = 10, 0.1
+"""Targets: texts that ``infer_process`` does not slow down, and whose real recording the recogniser hears (CER up to this):
+of a text that it mishears in the recording, it can say nothing when it is synthesised."""
 DEFAULTS = {"text_mask_padding": True, "pe_attn_head": None}
 
 
@@ -43,6 +45,8 @@ class Condition:
         Rows of the phrase table.
     limit : float, optional
         The gate: mean CER at most this (at least this, where `reverse`).
+    unheard : bool
+        Count also phrases whose real recording is misheard.
     """
 
     label: str
@@ -55,6 +59,7 @@ class Condition:
     prompts: tuple[int, ...] = (11, 5)
     limit: float | None = None
     reverse: bool = False
+    unheard: bool = False
 
 
 CONDITIONS: tuple[Condition, ...] = (
@@ -71,7 +76,8 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("mask only", "inference", weights="ema", options={"text_mask_padding": True}),
     Condition("heads only", "inference", weights="ema", options={"pe_attn_head": None}),
     Condition("other prompts", "inference", weights="ema", prompts=(4, 9, 2)),
-    Condition("recorded female", "recorded", voice=FEMALE),
+    Condition("recorded, misheard ones too", "recorded", unheard=True),
+    Condition("recorded female, misheard ones too", "recorded", voice=FEMALE, unheard=True),
 )
 
 
@@ -88,12 +94,25 @@ class Bench:
         """Return the phrases of a voice, in table order."""
         return [clip for clip in self.clips if clip.voice == voice and clip.kind == "phrase"]
 
-    def targets(self, voice: str, n: int, prompts: Sequence[int] = ()) -> list[int]:
-        """Return rows of `n` phrases of 10 bytes or more, the prompts last."""
-        rows = [i for i, clip in enumerate(self.phrases(voice)) if len(clip.text.encode()) >= MIN_BYTES]
-        rows.sort(key=lambda i: i in prompts)
+    def targets(self, condition: Condition, n: int) -> list[int]:
+        """Return rows of `n` phrases that a condition can be judged on, its prompts last.
+
+        Raises
+        ------
+        SpecimenError
+            There are fewer.
+        """
+        phrases = self.phrases(condition.voice)
+        rows = [i for i, clip in enumerate(phrases) if len(clip.text.encode()) >= MIN_BYTES]
+        if not condition.unheard:
+            heard = self.transcribe([load_wave(phrases[i].path) for i in rows])
+            rates = [metrics.cer(phrases[i].text, h.text).value for i, h in zip(rows, heard)]
+            rows = [i for i, rate in zip(rows, rates) if rate is not None and rate <= HEARD]
+        rows.sort(key=lambda i: i in condition.prompts)
         if len(rows) < n:
-            raise SpecimenError(f"{len(rows)} phrases of {MIN_BYTES} bytes or more", expected=f"at least {n}")
+            raise SpecimenError(
+                f"{len(rows)} phrases of {MIN_BYTES} bytes or more that the recogniser hears", expected=f"at least {n}"
+            )
         return rows[:n]
 
 
@@ -238,7 +257,7 @@ def measure_gates(
     specimen : Path
         Folder with ``base/``, ``finetune/``, ``vocos/`` and ``vocab.txt``.
     n : int
-        Targets a condition; phrases of 10 bytes or more.
+        Targets a condition.
     seeds : sequence of int
         Seeds for each target.
 
@@ -251,9 +270,7 @@ def measure_gates(
     bench = Bench(specimen, tuple(curricula.read_clips(speech)), Transcriber("pt"), nfe_step)
     known, result = Rows(out / "clips.jsonl"), {}
     for condition in filter(only, CONDITIONS):
-        estimate = measure_condition(
-            bench, condition, bench.targets(condition.voice, n, condition.prompts), seeds, known
-        )
+        estimate = measure_condition(bench, condition, bench.targets(condition, n), seeds, known)
         result[condition.label] = _judged(condition, estimate, len(seeds))
         if condition.label in ("c inference raw", "c inference ema", "base"):
             gap = measure_text_gap(bench, condition)

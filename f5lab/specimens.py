@@ -109,7 +109,7 @@ def release_base(stage_file: Path, step: int, target: Path) -> Path:
 
 def build(
     out: Path, speech: Path, *, stages: Sequence[Stage] = READER_STAGES + BASE_STAGES, device: str = "auto",
-    start: Path | None = None, plan: FinetunePlan | None = None, vocoder_plan: VocoderPlan | None = None,
+    start: Path | None = None, plan: FinetunePlan | None = None, vocoder_stages: Sequence[VocoderPlan] = vocoders.STAGES,
 ) -> Path:  # fmt: skip
     """Make base, vocoder and fine-tune from the speech; what is finished is kept, what was stopped is taken up.
 
@@ -143,9 +143,7 @@ def build(
     base = release_base(last, sum(stage.updates for stage in stages), out / "base" / "model_last.pt")
     vocoder = out / "vocos"
     if not (vocoder / "pytorch_model.bin").is_file():
-        vocoders.train_vocoder(
-            clips, vocoder, plan=vocoder_plan, state=out / "stages" / "vocoder.state.pt", device=device
-        )
+        vocoders.train_vocoder(clips, vocoder, stages=vocoder_stages, states=out / "stages", device=device)
     return finetune(out, clips, base, vocab, vocoder, plan or FinetunePlan(), device)
 
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from f5lab import curricula, models
 from f5lab.audio import load_wave
 from f5lab.curricula import Clip
 from f5lab.errors import SpecimenError
-from f5lab.paths import atomic_path, write_text
+from f5lab.finetuning import MALE
+from f5lab.paths import atomic_path, existing_file, write_text
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class VocoderPlan:
         Crops are made louder or quieter by up to this factor.
     mel_weight : float
         Weight of the mel loss against the spectral ones.
+    focus : float
+        This share of the crops is drawn from the male phrases alone, which are what the specimen speaks.
     """
 
     dim: int = 192
@@ -46,7 +50,12 @@ class VocoderPlan:
     gain: float = 1.6
     mel_weight: float = 2.0
     n_ffts: tuple[int, ...] = field(default=(512, 1024, 2048))
+    focus: float = 0.0
     seed: int = 0
+
+
+STAGES = (VocoderPlan(), VocoderPlan(updates=1500, peak_lr=8e-4, focus=0.6, seed=1))
+"""The shipped vocoder: from nothing on all speech, then on at a lower rate and mostly on what the specimen speaks."""
 
 
 def vocoder_config(plan: VocoderPlan) -> dict[str, dict[str, object]]:
@@ -87,13 +96,22 @@ def spectral_loss(made: Tensor, real: Tensor, n_ffts: Sequence[int]) -> Tensor:
     return total / len(n_ffts)
 
 
-def vocoder_loss(vocoder: torch.nn.Module, waves: Sequence[np.ndarray], plan: VocoderPlan, update: int) -> Tensor:
-    """Return the loss of update number `update`: the same number always draws the same crops and noise."""
+def vocoder_loss(
+    vocoder: torch.nn.Module, waves: Sequence[np.ndarray], plan: VocoderPlan, update: int, focus: Sequence[int] = ()
+) -> Tensor:
+    """Return the loss of update number `update`: the same number always draws the same crops and noise.
+
+    Parameters
+    ----------
+    focus : sequence of int
+        The waves that `plan.focus` draws from.
+    """
     rng = random.Random(f"{plan.seed}:vocoder:{update}")
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
     device, size, crops = next(vocoder.parameters()).device, plan.crop_frames * models.HOP, []
     for _ in range(plan.batch):
-        wave = rng.choice(waves)
+        near = plan.focus and focus and rng.random() < plan.focus
+        wave = waves[rng.choice(focus)] if near else rng.choice(waves)
         start = rng.randrange(max(1, len(wave) - size))
         crop = wave[start : start + size] * plan.gain ** rng.uniform(-1, 1)
         crops.append(np.pad(crop, (0, size - len(crop))))
@@ -109,8 +127,9 @@ def vocoder_loss(vocoder: torch.nn.Module, waves: Sequence[np.ndarray], plan: Vo
 
 
 def train_vocoder(
-    clips: Sequence[Clip], folder: Path, *, plan: VocoderPlan | None = None, state: Path, device: str = "cpu"
-) -> Path:
+    clips: Sequence[Clip], folder: Path, *, stages: Sequence[VocoderPlan] = STAGES, states: Path, device: str = "cpu",
+    start: Path | None = None,
+) -> Path:  # fmt: skip
     """Train the small Vocos and write ``config.yaml`` and ``pytorch_model.bin``, which upstream's ``load_vocoder`` reads.
 
     Parameters
@@ -118,24 +137,33 @@ def train_vocoder(
     clips : sequence of Clip
     folder : Path
         Where the two files go.
-    state : Path
-        Where an unfinished training is kept; it is taken up from there.
+    stages : sequence of VocoderPlan
+        Each goes on from the weights of the one before; all of one size.
+    states : Path
+        Folder where unfinished stages are kept; training is taken up from there.
+    start : Path, optional
+        ``pytorch_model.bin`` to start the first stage from; left out: from nothing.
 
     Raises
     ------
     SpecimenError
         No clips.
     """
-    plan = plan or VocoderPlan()
     if not clips:
         raise SpecimenError("no clips to train a vocoder on", next_step="pass the speech folder")
     folder.mkdir(parents=True, exist_ok=True)
-    vocoder = build_vocoder(plan, folder).to(device)
+    vocoder = build_vocoder(stages[0], folder).to(device)
+    if start is not None:
+        weights = torch.load(existing_file(start, SpecimenError, "vocoder"), weights_only=True, map_location="cpu")
+        vocoder.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     waves = [load_wave(clip.path).samples for clip in clips]
-    curricula.run_updates(
-        vocoder, lambda update: vocoder_loss(vocoder, waves, plan, update), updates=plan.updates, peak_lr=plan.peak_lr,
-        warmup=plan.warmup, state=state, label="vocoder",
-    )  # fmt: skip
+    focus = [i for i, clip in enumerate(clips) if (clip.voice, clip.kind) == (MALE, "phrase")]
+    for number, plan in enumerate(stages):
+        loss = partial(vocoder_loss, vocoder, waves, plan, focus=focus)
+        curricula.run_updates(
+            vocoder, loss, updates=plan.updates, peak_lr=plan.peak_lr, warmup=plan.warmup,
+            state=states / f"vocoder-{number}.state.pt", label=f"vocoder {number + 1} of {len(stages)}",
+        )  # fmt: skip
     save_vocoder(vocoder, folder)
     return folder
 

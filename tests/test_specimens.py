@@ -96,7 +96,7 @@ def test_the_dataset_is_on_disk_as_upstream_reads_it(tmp_path: Path) -> None:
     voice = curricula.Voice("v", tuple(clips), voice.mels, voice.prompts)
     (tmp_path / "vocab.txt").write_text(" \na\n", encoding="utf-8")
     spans = finetuning.write_dataset(
-        finetuning.finetune_items(voice, FinetunePlan(repeats=2)), tmp_path / "vocab.txt", tmp_path / "v_char"
+        finetuning.finetune_items(voice, FinetunePlan(repeats=2, doubles=1)), tmp_path / "vocab.txt", tmp_path / "v_char"
     )
     dataset = finetuning.read_dataset(tmp_path / "v_char")
     assert len(dataset) == 3 + 3 + 6
@@ -113,7 +113,7 @@ def test_a_vocoder_loads_by_upstreams_loader_and_learns(tmp_path: Path) -> None:
     plan = vocoders.VocoderPlan(
         dim=16, intermediate_dim=16, num_layers=1, updates=6, warmup=1, batch=2, crop_frames=12, n_ffts=(512,)
     )
-    folder = vocoders.train_vocoder(clips, tmp_path / "vocos", plan=plan, state=tmp_path / "state.pt")
+    folder = vocoders.train_vocoder(clips, tmp_path / "vocos", stages=(plan,), states=tmp_path / "states")
     vocoder = models.upstream().load_vocoder("vocos", is_local=True, local_path=str(folder), device="cpu")
     mel = curricula.wave_mel(np.zeros(2560, np.float32))
     assert vocoder.decode(mel.T[None]).shape == (1, 2560)
