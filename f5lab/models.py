@@ -44,7 +44,7 @@ def upstream() -> SimpleNamespace:
         import matplotlib.pyplot as plt
 
         plt.switch_backend(backend)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _pipeline_later():
         warnings.simplefilter("ignore")
         import vocos
         from f5_tts.infer import utils_infer
@@ -66,6 +66,27 @@ def upstream() -> SimpleNamespace:
         preprocess_ref_audio_text=utils_infer.preprocess_ref_audio_text,
         vocos=vocos, Vocos=vocos.Vocos,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _pipeline_later() -> Iterator[None]:
+    """Let ``from transformers import pipeline`` load nothing: upstream wants it for its own recogniser, which f5lab never calls,
+    and it takes nearly half of the whole import."""
+    import transformers
+
+    def pipeline(*arguments: Any, **options: Any) -> Any:
+        from transformers.pipelines import pipeline as stock
+
+        return stock(*arguments, **options)
+
+    there = "pipeline" in vars(transformers)
+    if not there:
+        transformers.pipeline = pipeline  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if not there:
+            del transformers.pipeline  # type: ignore[attr-defined]
 
 
 def pick_device(device: str = "auto") -> str:
