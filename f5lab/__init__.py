@@ -13,14 +13,29 @@ checkpoints, vocabs, samplers``; each imports only from the layers above it:
 4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``workbook`` ``console`` ``cli``
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from f5lab.errors import LabError
-from f5lab.specs import Case, load_case
 
-try:
-    __version__ = version("f5lab")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+source"
+if TYPE_CHECKING:
+    from f5lab.specs import Case, load_case
+
+    __version__: str
 
 __all__ = ["Case", "LabError", "__version__", "load_case"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is costly to import when it is asked for; a command that needs none of it starts at once."""
+    if name in ("Case", "load_case"):
+        from f5lab import specs
+
+        return getattr(specs, name)
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("f5lab")
+        except PackageNotFoundError:  # a source tree that was never installed
+            return "0+source"
+    raise AttributeError(f"module 'f5lab' has no attribute {name!r}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from f5lab import __version__, paths
+from f5lab import paths
 from f5lab.console import JsonFile, Progress, deliver
 from f5lab.errors import LabError, RunError, UsageError
 
@@ -43,6 +43,8 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N o
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from f5lab import __version__
+
         typer.echo(f"f5lab {__version__}")
         raise typer.Exit
 
