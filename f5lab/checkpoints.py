@@ -4,6 +4,7 @@ Files are examined in a process of its own before anything is done with them (`w
 into memory when weights are asked for, and never executed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -126,18 +127,26 @@ class Checkpoint:
         return self._map(value) if isinstance(value, dict) else None
 
     def _map(self, value: Any) -> Any:
-        from f5lab.mappings import map_tensors
+        return self.file.rebuild(value, self._map_tensor)
 
-        return map_tensors(self.file, value)
+    def _map_tensor(self, stored: StoredTensor) -> "Tensor":
+        from f5lab.mappings import map_tensor
 
-    def confirm(self) -> None:
+        return map_tensor(self.file, stored)
+
+    def confirm(self, hashes: "Sequence[str | None]" = ()) -> None:
         """Refuse the file if it is not the one any more that was opened: what was computed from it then means nothing.
+
+        Parameters
+        ----------
+        hashes : sequence of str or None
+            ``file.hashes()`` from before.
 
         Raises
         ------
         CheckpointError
         """
-        self.file.confirm()
+        self.file.confirm(hashes)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -116,11 +116,18 @@ def new(
 
 
 @app.command()
-def inspect(checkpoint: Annotated[Path, typer.Argument(metavar="CKPT")], json_file: JsonFile = None) -> None:
-    """Say what is in a checkpoint: sections, tensors, architecture, and what no shape can show."""
-    from f5lab import anatomy
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT")],
+    stats: Annotated[bool, typer.Option("--stats", help="Read every weight: statistics, damage, hash.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Say what is in a checkpoint, executing nothing: sections, tensors, architecture, and what no shape can show."""
+    if stats:
+        from f5lab import anatomy as reader
+    else:
+        from f5lab import contents as reader
 
-    deliver(anatomy.report(checkpoint), json_file)
+    deliver(reader.report(checkpoint), json_file)
 
 
 @app.command()

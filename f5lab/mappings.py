@@ -6,6 +6,7 @@ The map is private: what is written to a tensor stays in this process, the file 
 import mmap
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,32 +68,14 @@ class _Map:
         return empty.set_(self.storage(stored.storage), stored.offset, stored.shape, stored.stride)
 
 
-def map_tensors(file: WeightsFile, value: Any) -> Any:
-    """Return a value of an examined file with its tensors mapped, on the CPU; what was shared stays shared.
+def map_tensor(file: WeightsFile, stored: StoredTensor) -> Tensor:
+    """Return a tensor of an examined file, mapped, on the CPU; tensors of one storage share it.
 
     Raises
     ------
     CheckpointError
-        The file changed since it was examined.
+        The file changed since it was examined, or cannot be mapped.
     """
-    return _replace(file, value, {})
-
-
-def _replace(file: WeightsFile, value: Any, made: dict[int, Any]) -> Any:
-    kind = type(value)
-    if kind not in (StoredTensor, dict, list, tuple):
-        return value
-    if id(value) not in made:
-        if kind is StoredTensor:
-            made[id(value)] = _map_of(file, value).tensor(value)
-        elif kind is dict:
-            made[id(value)] = {key: _replace(file, item, made) for key, item in value.items()}
-        else:
-            made[id(value)] = kind(_replace(file, item, made) for item in value)
-    return made[id(value)]
-
-
-def _map_of(file: WeightsFile, stored: StoredTensor) -> _Map:
     part = file.owners[id(stored.storage)]
     if part.mapped is None:
         try:
@@ -101,7 +84,7 @@ def _map_of(file: WeightsFile, stored: StoredTensor) -> _Map:
             raise as_error(part.path, refused) from None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{part.path} cannot be mapped into memory ({error})") from error
-    return part.mapped
+    return part.mapped.tensor(stored)
 
 
 def load_tensors(path: str | Path, what: str = "weights") -> Any:
@@ -113,4 +96,4 @@ def load_tensors(path: str | Path, what: str = "weights") -> Any:
         It is missing or refused.
     """
     file = open_weights_file(path, what)
-    return map_tensors(file, file.root)
+    return file.rebuild(file.root, partial(map_tensor, file))

@@ -8,10 +8,13 @@ import os
 import struct
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from f5lab import provenance
 from f5lab.errors import CheckpointError
 from f5lab.file_kinds import ADVICE
 from f5lab.manifests import Container, Manifest
@@ -137,16 +140,48 @@ class WeightsFile:
             layout, os.pread(self.owners[id(tensor.storage)].descriptor, struct.calcsize(layout), place)
         )[0]
 
-    def confirm(self) -> None:
+    def rebuild(self, value: Any, make: Callable[[StoredTensor], Any]) -> Any:
+        """Return a copy of a value of this file with `make` of each tensor in its place; what was shared stays shared."""
+        made: dict[int, Any] = {}
+
+        def copy(value: Any) -> Any:
+            kind = type(value)
+            if kind not in (StoredTensor, dict, list, tuple):
+                return value
+            if id(value) not in made:
+                if kind is StoredTensor:
+                    made[id(value)] = make(value)
+                elif kind is dict:
+                    made[id(value)] = {key: copy(item) for key, item in value.items()}
+                else:
+                    made[id(value)] = kind(copy(item) for item in value)
+            return made[id(value)]
+
+        return copy(value)
+
+    def hashes(self, *, compute: bool = True) -> list[str | None]:
+        """Return the SHA-256 of each part; with `compute` off, None where that would mean to read more than 64 MiB."""
+        return [provenance.sha256(part.path, compute=compute) for part in self.parts]
+
+    def confirm(self, hashes: Sequence[str | None] = ()) -> None:
         """Refuse the file if it changed since it was opened.
+
+        Parameters
+        ----------
+        hashes : sequence of str or None
+            What `hashes` returned before; files up to 64 MiB are hashed again and compared, larger ones by identity
+            (device, inode, size and times) and by the bytes that describe their structure.
 
         Raises
         ------
         CheckpointError
         """
-        for part in self.parts:
+        for part, digest in zip_longest(self.parts, hashes):
             try:
                 part.confirm()
+                small = part.identity.size < provenance.REMEMBER_BYTES
+                if digest is not None and small and part.sha256() != digest:
+                    raise Refused("file-changed", "its SHA-256 is another than before")
             except Refused as refused:
                 raise as_error(part.path, refused) from None
 
