@@ -3,8 +3,11 @@
 Importing the package is cheap: neither torch nor f5_tts is loaded. Work with the modules, ``from f5lab import
 checkpoints, vocabs, samplers``; each imports only from the layers above it:
 
-0. ``errors`` ``specs`` ``paths`` ``findings`` ``verdicts`` ``catalogue`` ``provenance`` ``tables``: no torch
-1. ``audio`` ``checkpoints`` ``anatomy`` ``architectures`` ``diffs`` ``ema`` ``schedules`` ``vocabs`` ``metrics`` ``statistics`` ``plots``
+0. ``errors`` ``specs`` ``presets`` ``paths`` ``findings`` ``verdicts`` ``catalogue`` ``provenance`` ``tables``: no torch; untrusted files:
+   ``refusals`` ``sources`` ``stored_tensors`` ``pickles`` ``archives`` ``manifests`` ``safetensor_headers`` ``torch_files`` ``file_kinds``
+   ``file_reader`` ``opinion_reader`` ``sandbox`` ``second_opinion`` ``weights_files`` ``layouts``
+1. ``mappings`` ``origins`` ``contents``
+   ``audio`` ``checkpoints`` ``anatomy`` ``architectures`` ``diffs`` ``ema`` ``schedules`` ``vocabs`` ``metrics`` ``statistics`` ``plots``
    ``figures``: numeric, know nothing of f5_tts
 2. ``models`` (the one importer of f5_tts and vocos), ``asr`` (the one importer of whisper), ``whisper_weights`` ``speakers``
 3. ``samplers`` ``oracles`` ``cycles`` ``discovery``; the diagnosis: ``factors`` ``probes`` ``parity`` ``settings_search`` ``examinations``

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from f5lab import architectures, checkpoints, contents
+from f5lab import architectures, checkpoints, contents, second_opinion
 from f5lab.checkpoints import Checkpoint
 from f5lab.diffs import BLOCK, layer_of, module_of, one_thread
 from f5lab.errors import CheckpointError
@@ -297,6 +297,7 @@ def report(path: str | Path) -> dict[str, Any]:
     CheckpointError
         The file is refused, is no F5-TTS checkpoint, or changed while it was read.
     """
+    question = second_opinion.Question(Path(path).expanduser())
     checkpoint = checkpoints.open_checkpoint(path)
     hashes = checkpoint.file.hashes()
     facts = {slot: tensor_facts(checkpoint.weights(slot)) for slot in checkpoint.slots}
@@ -310,4 +311,4 @@ def report(path: str | Path) -> dict[str, Any]:
         "odd_tensors": [{"name": f.name, "state": f.state, "nan": f.nan, "inf": f.inf} for f in odd],
     }
     checkpoint.confirm(hashes)
-    return contents.describe(checkpoint, hashes) | found
+    return contents.describe(checkpoint, hashes, question.answer()) | found

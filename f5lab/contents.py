@@ -7,6 +7,7 @@ from typing import Any
 
 from f5lab import architectures, checkpoints, origins, second_opinion
 from f5lab.checkpoints import Checkpoint
+from f5lab.second_opinion import Opinion
 from f5lab.stored_tensors import StoredTensor
 from f5lab.tables import visible
 
@@ -25,21 +26,31 @@ def report(path: str | Path) -> dict[str, Any]:
     CheckpointError
         The file is refused, is no F5-TTS checkpoint, or changed while it was read.
     """
+    question = second_opinion.Question(Path(path).expanduser())
     checkpoint = checkpoints.open_checkpoint(path)
     hashes = checkpoint.file.hashes(compute=False)
-    found = describe(checkpoint, hashes)
+    found = describe(checkpoint, hashes, question.answer())
     checkpoint.confirm(hashes)
     return found
 
 
-def describe(checkpoint: Checkpoint, hashes: Sequence[str | None]) -> dict[str, Any]:
-    """Return a checkpoint's structure, with the hashes of its files where they are known, as a JSON-able dict."""
+def describe(checkpoint: Checkpoint, hashes: Sequence[str | None], opinion: Opinion) -> dict[str, Any]:
+    """Return a checkpoint's structure as a JSON-able dict.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    hashes : sequence of str or None
+        Of its files, where they are known.
+    opinion : Opinion
+        picklescan's.
+    """
     slot = checkpoint.slots[-1]
     stored = checkpoint.stored[slot]
     arch = architectures.implied(stored)
     return {
         "path": str(checkpoint.path),
-        **file_facts(checkpoint, hashes),
+        **file_facts(checkpoint, hashes, opinion),
         "layout": checkpoint.layout,
         "slots": list(checkpoint.slots),
         "labelled": checkpoint.labelled,
@@ -57,7 +68,7 @@ def describe(checkpoint: Checkpoint, hashes: Sequence[str | None]) -> dict[str, 
     }
 
 
-def file_facts(checkpoint: Checkpoint, hashes: Sequence[str | None]) -> dict[str, Any]:
+def file_facts(checkpoint: Checkpoint, hashes: Sequence[str | None], opinion: Opinion) -> dict[str, Any]:
     """Return how the file was read, what it imports, its hash, and what picklescan says of it."""
     parts = checkpoint.file.parts
     return {
@@ -67,7 +78,7 @@ def file_facts(checkpoint: Checkpoint, hashes: Sequence[str | None]) -> dict[str
         "file_bytes": sum(part.identity.size for part in parts),
         "sha256": [digest or "unknown: --stats reads the whole file" for digest in hashes],
         "imports": list(checkpoint.file.imports),
-        "picklescan": second_opinion.sentence([second_opinion.scan(part) for part in parts]),
+        "picklescan": second_opinion.sentence(opinion),
     }
 
 

@@ -4,11 +4,14 @@ It runs in a process of its own under limits, and is not asked about files witho
 """
 
 import json
-from collections.abc import Sequence
+import threading
 from dataclasses import dataclass
+from pathlib import Path
 
+from f5lab.file_kinds import tell_container
+from f5lab.refusals import Refused
 from f5lab.sandbox import run_limited
-from f5lab.weights_files import Part
+from f5lab.sources import Source
 
 WALL_S = 90.0
 
@@ -23,11 +26,33 @@ class Opinion:
     version: str = ""
 
 
-def scan(part: Part) -> Opinion:
-    """Return picklescan's opinion of an examined file."""
-    if part.manifest.container == "safetensors":
-        return Opinion(asked=False)
-    return scan_descriptor(part.descriptor)
+class Question:
+    """picklescan asked about a file while other work goes on.
+
+    Parameters
+    ----------
+    path : Path
+        A file that is told by its first bytes to be torch's; picklescan is not asked about any other.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opinion = Opinion(asked=False)
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        try:
+            with self._path.open("rb") as file:
+                if tell_container(Source(file.fileno())).startswith("torch"):
+                    self._opinion = scan_descriptor(file.fileno())
+        except (OSError, Refused):
+            return
+
+    def answer(self) -> Opinion:
+        """Return the opinion, waiting for it."""
+        self._thread.join()
+        return self._opinion
 
 
 def scan_descriptor(descriptor: int) -> Opinion:
@@ -41,12 +66,11 @@ def scan_descriptor(descriptor: int) -> Opinion:
         return Opinion(asked=True)
 
 
-def sentence(opinions: Sequence[Opinion]) -> str:
-    """Return opinions in words."""
-    asked = [opinion for opinion in opinions if opinion.asked]
-    if not asked:
+def sentence(opinion: Opinion) -> str:
+    """Return an opinion in words."""
+    if not opinion.asked:
         return "not asked: no pickle in it"
-    if any(opinion.dangerous is None for opinion in asked):
+    if opinion.dangerous is None:
         return "could not say: it stopped with an error or beyond its limits"
-    dangerous, suspicious = sum(o.dangerous or 0 for o in asked), sum(o.suspicious or 0 for o in asked)
-    return f"{dangerous} dangerous, {suspicious} suspicious imports (picklescan {asked[0].version}); a second opinion, not the gate"
+    counts = f"{opinion.dangerous} dangerous, {opinion.suspicious} suspicious imports"
+    return f"{counts} (picklescan {opinion.version}); a second opinion, not the gate"
