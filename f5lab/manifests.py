@@ -16,8 +16,9 @@ from f5lab.stored_tensors import ITEM_BYTES, Storage, StoredTensor, brief, check
 Container = Literal["torch", "torch-old", "torch-tar", "safetensors", "shard-index"]
 
 MOST_DEPTH = 64
-MOST_VALUES = 2_000_000
-MOST_EXPANDED = 4_000_000
+MOST_VALUES = 1_000_000
+MOST_CONTAINERS = 200_000
+MOST_EXPANDED = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class _Encoder:
         if identity not in self.known:
             if depth >= MOST_DEPTH:
                 raise Refused("pickle-depth", f"more than {MOST_DEPTH} containers inside each other")
+            if len(self.known) >= MOST_CONTAINERS:
+                raise Refused("pickle-nodes", f"more than {MOST_CONTAINERS:,} containers")
             self.open.add(identity)
             self.known[identity] = self.node(value, depth + 1)
             self.open.discard(identity)

@@ -47,7 +47,7 @@ ALLOWED_IMPORTS: dict[tuple[str, str], tuple[str, str]] = {
 """Every import that a file may name, and what it stands for; nothing is ever imported."""
 
 MOST_PICKLE_BYTES = 32 << 20
-MOST_OPCODES = 4_000_000
+MOST_OPCODES = 2_000_000
 MOST_STRING_BYTES = 1 << 20
 MOST_NUMBER_BYTES = 32
 MOST_NAME_BYTES = 120
@@ -321,8 +321,10 @@ class Walker:
         self.stack.append(tuple(self.pop_mark()))
 
     def _on_tuple_of(self, count: int) -> None:
-        items = tuple(self.pop() for _ in range(count))
-        self.stack.append(items[::-1])
+        at = len(self.stack) - count
+        if at < (self.marks[-1] if self.marks else 0):
+            raise self.refuse("pickle-stack", f"{count} values are wanted and not there")
+        self.stack[at:] = [tuple(self.stack[at:])]
 
     def _on_text(self, width: str, encoding: str) -> None:
         (length,) = struct.unpack(width, self.take(struct.calcsize(width)))
