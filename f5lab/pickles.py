@@ -41,10 +41,24 @@ ALLOWED_IMPORTS: dict[tuple[str, str], tuple[str, str]] = {
     **{("torch.cuda", name): ("storage", dtype) for name, dtype in STORAGE_DTYPES.items()},
     ("torch.storage", "UntypedStorage"): ("storage", "uint8"),
     **{("torch", dtype): ("dtype", dtype) for dtype in ITEM_BYTES},
-    **{(module, name.replace("Storage", "Tensor")): ("class", name) for module in ("torch", "torch.cuda")
-       for name in STORAGE_DTYPES if name != "UntypedStorage"},
+    **{
+        (module, name.replace("Storage", "Tensor")): ("class", name)
+        for module in ("torch", "torch.cuda")
+        for name in STORAGE_DTYPES
+        if name != "UntypedStorage"
+    },
 }
 """Every import that a file may name, and what it stands for; nothing is ever imported."""
+
+REFUSED_OPCODES = {
+    0x30: "POP", 0x31: "POP_MARK", 0x32: "DUP", 0x42: "BINBYTES", 0x43: "SHORT_BINBYTES", 0x46: "FLOAT", 0x49: "INT",
+    0x4C: "LONG", 0x50: "PERSID", 0x53: "STRING", 0x54: "BINSTRING", 0x56: "UNICODE", 0x64: "DICT", 0x67: "GET",
+    0x69: "INST", 0x6C: "LIST", 0x6F: "OBJ", 0x70: "PUT", 0x80: "PROTO", 0x81: "NEWOBJ", 0x82: "EXT1", 0x83: "EXT2",
+    0x84: "EXT4", 0x8B: "LONG4", 0x8C: "SHORT_BINUNICODE", 0x8D: "BINUNICODE8", 0x8E: "BINBYTES8", 0x8F: "EMPTY_SET",
+    0x90: "ADDITEMS", 0x91: "FROZENSET", 0x92: "NEWOBJ_EX", 0x93: "STACK_GLOBAL", 0x94: "MEMOIZE", 0x95: "FRAME",
+    0x96: "BYTEARRAY8", 0x97: "NEXT_BUFFER", 0x98: "READONLY_BUFFER",
+}  # fmt: skip
+"""CPython's names of the opcodes that no file may hold."""
 
 MOST_PICKLE_BYTES = 32 << 20
 MOST_OPCODES = 2_000_000
@@ -365,11 +379,8 @@ def _called(function: Any) -> str:
 
 
 def opcode_name(code: int) -> str:
-    """Return CPython's name of an opcode, or its number."""
-    import pickletools
-
-    found = next((op.name for op in pickletools.opcodes if ord(op.code) == code), None)
-    return found or f"0x{code:02x}, which no protocol has"
+    """Return CPython's name of a refused opcode, or its number."""
+    return REFUSED_OPCODES.get(code, f"0x{code:02x}, which no protocol has")
 
 
 _HANDLERS: dict[int, Callable[[Walker], None]] = {

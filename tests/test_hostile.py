@@ -26,7 +26,7 @@ from f5lab.weights_files import open_weights_file
 EVERY_FILE_IN_A_PROCESS = bool(os.environ.get("F5LAB_LONG_TESTS"))
 BOMBS = [item for item in CORPUS if item.group == "bomb"]
 GROUPS = {item.group: item for item in CORPUS if item.group != "bomb"}
-IN_A_PROCESS = CORPUS if EVERY_FILE_IN_A_PROCESS else [*BOMBS, *GROUPS.values()]
+IN_A_PROCESS = CORPUS if EVERY_FILE_IN_A_PROCESS else list(GROUPS.values())
 PACKAGE = Path(f5lab.__file__).parent
 
 
@@ -60,7 +60,7 @@ def test_the_canary_sings_when_a_file_is_unpickled(canary: Path) -> None:
         data = next(item for item in CORPUS if item.name == name).build()
         raw = zipfile.ZipFile(io.BytesIO(data)).read("m/data.pkl")
         unpickler = pickle.Unpickler(io.BytesIO(raw))
-        unpickler.persistent_load = lambda _: torch.UntypedStorage(16)  # type: ignore[method-assign]
+        unpickler.persistent_load = lambda _: torch.ones(4)._typed_storage()  # type: ignore[method-assign]
         with contextlib.suppress(TypeError, AttributeError, RuntimeError, pickle.UnpicklingError):
             unpickler.load()
         assert canary.exists(), name
@@ -91,10 +91,10 @@ def test_a_users_open_refuses_in_one_line_within_the_limits(item, files: dict[st
     assert time.monotonic() - begun < sandbox.WALL_S
 
 
-def test_bombs_stay_under_the_cap(files: dict[str, Path]) -> None:
-    """The largest peak of all children of one fresh process that opens every bomb."""
+def test_bombs_are_refused_under_the_cap(files: dict[str, Path]) -> None:
+    """Each in a process of its own, started by one fresh process, which knows the largest peak of them all."""
     code = (
-        "import resource, sys\nfrom f5lab import sandbox\nimport os\n"
+        "import os, resource, sys\nfrom f5lab import sandbox\n"
         "for path in sys.argv[1:]:\n"
         "    try: sandbox.read_manifest(os.open(path, os.O_RDONLY))\n"
         "    except sandbox.Refused as refused: print(refused.rule)\n"
@@ -103,8 +103,9 @@ def test_bombs_stay_under_the_cap(files: dict[str, Path]) -> None:
     paths = [str(files[item.name]) for item in BOMBS]
     done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
     *rules, peak = done.stdout.split()
-    assert len(rules) == len(BOMBS) and "child-died" not in rules
-    assert int(peak) < file_reader.MEMORY_BYTES
+    wrong = {item.name: rule for item, rule in zip(BOMBS, rules, strict=True) if rule not in item.rules}
+    assert not wrong
+    assert int(peak) < file_reader.MEMORY_BYTES // 2
 
 
 def test_the_limits_hold(tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ ENDINGS = {
     "crash": ("import os; os.abort()", "SIGABRT"),
     "exit": ("sys.exit(7)", "exit status 7"),
     "silence": ("pass", "gave no answer"),
-    "nonsense": ("print('{')", "gave no answer"),
+    "nonsense": ("print('[')", "gave no answer"),
     "sleep": ("import time; time.sleep(60)", "longer than it may"),
     "flood": ("[sys.stdout.write('x' * (1 << 20)) for _ in range(300)]", "more than it may"),
 }
@@ -153,11 +154,15 @@ def test_a_reader_that_ends_badly_is_a_finding(name: str, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("version", ["2.9.1", "1.13.0", "nonsense"])
-def test_old_torch_is_refused_at_import(version: str) -> None:
+def test_old_torch_is_refused(version: str) -> None:
     with pytest.raises(CheckpointError, match=r"expected torch 2\.10 or newer.*pip install -U torch"):
         mappings.require_torch(version)
     mappings.require_torch("2.10.0+cpu")
-    code = "import torch; torch.__version__ = '2.9.0'; import f5lab.mappings"
+
+
+def test_old_torch_is_refused_at_import_of_the_loader(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("__version__ = '2.9.0'\nclass Tensor: pass\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import f5lab.mappings"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "torch 2.9.0 is installed; expected torch 2.10 or newer" in done.stderr
 

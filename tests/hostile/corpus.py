@@ -88,7 +88,11 @@ CALLS: dict[str, tuple[str, str, tuple[bytes, ...]]] = {
     "eval-py2-name": ("__builtin__", "eval", (string(f"exec({TOUCH!r})"),)),
     "os-system": ("os", "system", (string(SHELL),)),
     "posix-system": ("posix", "system", (string(SHELL),)),
-    "subprocess-check-output": ("subprocess", "check_output", (b"](" + string("sh") + string("-c") + string(SHELL) + b"e",)),
+    "subprocess-check-output": (
+        "subprocess",
+        "check_output",
+        (b"](" + string("sh") + string("-c") + string(SHELL) + b"e",),
+    ),
     "subprocess-getoutput": ("subprocess", "getoutput", (string(SHELL),)),
     "pty-spawn": ("pty", "spawn", (b"](" + string("sh") + string("-c") + string(SHELL) + b"e",)),
     "runpy-run-code": ("runpy", "_run_code", (string(TOUCH), b"}")),
@@ -107,10 +111,18 @@ CALLS: dict[str, tuple[str, str, tuple[bytes, ...]]] = {
     "logging-filehandler": ("logging", "FileHandler", (string("/tmp/x"),)),
     "shutil-rmtree": ("shutil", "rmtree", (string("/nonexistent"),)),
     "ctypes-cdll": ("ctypes", "CDLL", (string("libc.so.6"),)),
-    "pickle-loads": ("pickle", "loads", (call(imported("_codecs", "encode"), string("cos\nsystem\n."), string("latin1")),)),
+    "pickle-loads": (
+        "pickle",
+        "loads",
+        (call(imported("_codecs", "encode"), string("cos\nsystem\n."), string("latin1")),),
+    ),
     "torch-load": ("torch.serialization", "load", (string("other.pt"),)),
     "torch-hub": ("torch.hub", "load", (string("a/b"), string("c"))),
-    "torch-inductor": ("torch._inductor.codecache", "compile_file", (string(""), string(""), b"]" + string("sh") + b"a")),
+    "torch-inductor": (
+        "torch._inductor.codecache",
+        "compile_file",
+        (string(""), string(""), b"]" + string("sh") + b"a"),
+    ),
     "torch-getattr-chain": ("torch.utils._config_module", "ConfigModule.load_config", (string(""),)),
     "torch-execwrapper": ("torch.jit.unsupported_tensor_ops", "execWrapper", (string(TOUCH), b"}", b"}")),
     "numpy-runstring": ("numpy.testing._private.utils", "runstring", (string(TOUCH), b"}")),
@@ -295,7 +307,13 @@ IDS = {
     "meta": tuple_of(string("storage"), imported("torch", "FloatStorage"), string("0"), string("meta"), number(4)),
 }  # fmt: skip
 for _name, _id in IDS.items():
-    add(f"persistent-id-{_name}", "persistent id", lambda i=_id: payload(i + b"Q"), "pickle-persistent-id", "storage-type")
+    add(
+        f"persistent-id-{_name}",
+        "persistent id",
+        lambda i=_id: payload(i + b"Q"),
+        "pickle-persistent-id",
+        "storage-type",
+    )
 
 
 @hostile("persistent id", "pickle-opcode")
@@ -320,10 +338,12 @@ def _storage_without_a_tensor() -> bytes:
 def _deflated_zeros() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("m/data.pkl", whole(mapping(model_state_dict=mapping(x=tensor(storage(count=64 << 20), shape=(64 << 20,))))))
+        file.writestr(
+            "m/data.pkl", whole(mapping(model_state_dict=mapping(x=tensor(storage(count=16 << 20), shape=(16 << 20,)))))
+        )
         file.writestr("m/version", b"3\n")
         with file.open("m/data/0", "w") as entry:
-            for _ in range(256):
+            for _ in range(64):
                 entry.write(bytes(1 << 20))
     return out.getvalue()
 
@@ -356,12 +376,12 @@ def _deep_lists() -> bytes:
 
 @hostile("bomb", "pickle-depth")
 def _deep_tuples() -> bytes:
-    return alone(PROTO + b")" + b"\x85" * 1_500_000 + STOP)
+    return alone(PROTO + b")" + b"\x85" * 300_000 + STOP)
 
 
 @hostile("bomb", "pickle-depth")
 def _many_marks() -> bytes:
-    return alone(PROTO + b"(" * 1_000_000)
+    return alone(PROTO + b"(" * 100_000)
 
 
 @hostile("bomb", "pickle-cycle")
@@ -376,7 +396,7 @@ def _dict_in_itself() -> bytes:
 
 @hostile("bomb", "pickle-nodes")
 def _millions_of_values() -> bytes:
-    return alone(PROTO + b"](" + b"N" * 1_500_000 + b"e" + STOP)
+    return alone(PROTO + b"](" + b"N" * 1_050_000 + b"e" + STOP)
 
 
 @hostile("bomb", "pickle-opcodes")
@@ -386,7 +406,12 @@ def _millions_of_opcodes() -> bytes:
 
 @hostile("bomb", "pickle-nodes")
 def _millions_of_dicts() -> bytes:
-    return alone(PROTO + b"](" + b"}" * 1_900_000 + b"e" + STOP)
+    return alone(PROTO + b"](" + b"}" * 1_000_000 + b"e" + STOP)
+
+
+@hostile("bomb", "pickle-size")
+def _long_pickle() -> bytes:
+    return alone(PROTO + b"]" + b"Na" * (17 << 20) + STOP)
 
 
 @hostile("bomb", "pickle-string")
@@ -446,8 +471,19 @@ def _reinterpreted_as_wider() -> bytes:
     """CVE-2026-24747's class: bytes of a small storage taken for larger elements."""
     one = tuple_of(number(4)), tuple_of(number(1))
     hooks = call(imported("collections", "OrderedDict"))
-    stored = tuple_of(string("storage"), imported("torch.storage", "UntypedStorage"), string("1"), string("cpu"), number(16)) + b"Q"
-    value = call(imported("torch._utils", "_rebuild_tensor_v3"), stored, number(0), *one, b"\x89", hooks, imported("torch", "float64"))
+    stored = (
+        tuple_of(string("storage"), imported("torch.storage", "UntypedStorage"), string("1"), string("cpu"), number(16))
+        + b"Q"
+    )
+    value = call(
+        imported("torch._utils", "_rebuild_tensor_v3"),
+        stored,
+        number(0),
+        *one,
+        b"\x89",
+        hooks,
+        imported("torch", "float64"),
+    )
     return torch_archive(checkpoint(payload=value), **{"0": FLOATS, "1": FLOATS})
 
 
@@ -539,7 +575,10 @@ ZIPS: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "prefix-pickle": (lambda: archive(items(), prefix=EVIL), ("file-magic",)),
     "suffix-bytes": (lambda: archive(items(), suffix=EVIL), ("zip-suffix",)),
     "comment": (lambda: archive(items(), comment=EVIL), ("zip-suffix",)),
-    "second-archive-behind": (lambda: archive(items()) + archive(torch_items(EVIL)), ("zip-directory", "zip-prefix", "zip-gap")),
+    "second-archive-behind": (
+        lambda: archive(items()) + archive(torch_items(EVIL)),
+        ("zip-directory", "zip-prefix", "zip-gap"),
+    ),
     "archive-inside-a-gap": (lambda: changed(0, gap=archive(torch_items(EVIL))), ("zip-gap",)),
     "bytes-before-directory": (lambda: archive(items(), before_directory=bytes(16)), ("zip-gap",)),
     "bytes-after-directory": (lambda: archive(items(), after_directory=bytes(16)), ("zip-directory",)),
@@ -585,7 +624,10 @@ ZIPS: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "unused-storage": (lambda: torch_archive(checkpoint(), **{"0": FLOATS, "7": EVIL}), ("zip-extra",)),
     "missing-storage": (lambda: archive([items()[0]]), ("zip-missing",)),
     "missing-pickle": (lambda: archive(items()[1:]), ("zip-missing",)),
-    "torchscript": (lambda: archive([*items(), Item("m/code/__torch__.py", b"x"), Item("m/constants.pkl", EVIL)]), ("torchscript",)),
+    "torchscript": (
+        lambda: archive([*items(), Item("m/code/__torch__.py", b"x"), Item("m/constants.pkl", EVIL)]),
+        ("torchscript",),
+    ),
     "big-endian": (lambda: changed(1, data=b"big"), ("zip-byteorder",)),
     "odd-version": (lambda: changed(3, data=b"999\n"), ("zip-version",)),
     "empty-archive": (lambda: b"PK\x05\x06" + bytes(18), ("file-magic", "zip-count")),
@@ -610,7 +652,7 @@ def _zip64_record_disagrees() -> bytes:
 def _many_entries() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as file:
-        for i in range(20_000):
+        for i in range(2_000):
             file.writestr(f"m/{i}", b"")
     return out.getvalue()
 
@@ -620,7 +662,11 @@ def _many_entries() -> bytes:
 
 @hostile("container", "file-magic")
 def _seven_zip_nullifai() -> bytes:
-    return b"7z\xbc\xaf\x27\x1c\x00\x04" + bytes(24) + lzma.compress(EVIL, format=lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2}])
+    return (
+        b"7z\xbc\xaf\x27\x1c\x00\x04"
+        + bytes(24)
+        + lzma.compress(EVIL, format=lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2}])
+    )
 
 
 @hostile("container", "file-magic")
