@@ -26,15 +26,14 @@ def report(path: str | Path) -> dict[str, Any]:
     CheckpointError
         The file is refused, is no F5-TTS checkpoint, or changed while it was read.
     """
-    question = second_opinion.Question(Path(path).expanduser())
     checkpoint = checkpoints.open_checkpoint(path)
     hashes = checkpoint.file.hashes(compute=False)
-    found = describe(checkpoint, hashes, question.answer())
+    found = describe(checkpoint, hashes)
     checkpoint.confirm(hashes)
     return found
 
 
-def describe(checkpoint: Checkpoint, hashes: Sequence[str | None], opinion: Opinion) -> dict[str, Any]:
+def describe(checkpoint: Checkpoint, hashes: Sequence[str | None], opinion: Opinion | None = None) -> dict[str, Any]:
     """Return a checkpoint's structure as a JSON-able dict.
 
     Parameters
@@ -42,8 +41,8 @@ def describe(checkpoint: Checkpoint, hashes: Sequence[str | None], opinion: Opin
     checkpoint : Checkpoint
     hashes : sequence of str or None
         Of its files, where they are known.
-    opinion : Opinion
-        picklescan's.
+    opinion : Opinion, optional
+        picklescan's, where it was asked.
     """
     slot = checkpoint.slots[-1]
     stored = checkpoint.stored[slot]
@@ -68,7 +67,7 @@ def describe(checkpoint: Checkpoint, hashes: Sequence[str | None], opinion: Opin
     }
 
 
-def file_facts(checkpoint: Checkpoint, hashes: Sequence[str | None], opinion: Opinion) -> dict[str, Any]:
+def file_facts(checkpoint: Checkpoint, hashes: Sequence[str | None], opinion: Opinion | None) -> dict[str, Any]:
     """Return how the file was read, what it imports, its hash, and what picklescan says of it."""
     parts = checkpoint.file.parts
     return {
@@ -78,7 +77,7 @@ def file_facts(checkpoint: Checkpoint, hashes: Sequence[str | None], opinion: Op
         "file_bytes": sum(part.identity.size for part in parts),
         "sha256": [digest or "unknown: --stats reads the whole file" for digest in hashes],
         "imports": list(checkpoint.file.imports),
-        "picklescan": second_opinion.sentence(opinion),
+        "picklescan": second_opinion.sentence(opinion) if opinion else "not asked: --stats asks it",
     }
 
 
