@@ -15,7 +15,7 @@ LAYERS = [
         "file_kinds", "file_reader", "opinion_reader", "sandbox", "second_opinion", "weights_files", "layouts",
     },
     {
-        "mappings", "origins", "contents",
+        "mappings", "origins", "contents", "vocoder_folders",
         "anatomy", "architectures", "audio", "checkpoints", "diffs", "ema", "figures", "metrics", "plots", "schedules",
         "statistics", "vocabs",
     },
