@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from f5lab import architectures, checkpoints, contents, second_opinion
+from f5lab import architectures, checkpoints, contents
 from f5lab.checkpoints import Checkpoint
 from f5lab.diffs import BLOCK, layer_of, module_of, one_thread
 from f5lab.errors import CheckpointError
@@ -289,17 +289,22 @@ def match_rows(weight: Tensor, base: Tensor) -> RowMatch:
     )
 
 
-def report(path: str | Path) -> dict[str, Any]:
+def report(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
     """Return everything about a checkpoint, statistics of every weight included; what ``f5lab inspect --stats`` shows.
+
+    Parameters
+    ----------
+    path : str or Path
+    verify : bool
+        As for `contents.report`.
 
     Raises
     ------
     CheckpointError
         The file is refused, is no F5-TTS checkpoint, or changed while it was read.
     """
-    question = second_opinion.Question(Path(path).expanduser())
     checkpoint = checkpoints.open_checkpoint(path)
-    hashes = checkpoint.file.hashes()
+    hashes = checkpoint.file.hashes(compute=verify)
     facts = {slot: tensor_facts(checkpoint.weights(slot)) for slot in checkpoint.slots}
     slot = checkpoint.slots[-1]
     rows = untouched_rows(checkpoint, slot)
@@ -310,5 +315,6 @@ def report(path: str | Path) -> dict[str, Any]:
         "modules": modules(facts[slot]),
         "odd_tensors": [{"name": f.name, "state": f.state, "nan": f.nan, "inf": f.inf} for f in odd],
     }
+    found = contents.describe(checkpoint, hashes, verify=verify) | found
     checkpoint.confirm(hashes)
-    return contents.describe(checkpoint, hashes, question.answer()) | found
+    return found

@@ -118,7 +118,8 @@ def new(
 @app.command()
 def inspect(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT")],
-    stats: Annotated[bool, typer.Option("--stats", help="Read every weight: statistics, damage, hash.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Read every weight: statistics, what was never trained.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read the whole file: hash, checksums; ask picklescan.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Say what is in a checkpoint, executing nothing: sections, tensors, architecture, and what no shape can show."""
@@ -127,7 +128,7 @@ def inspect(
     else:
         from f5lab import contents as reader
 
-    deliver(reader.report(checkpoint), json_file)
+    deliver(reader.report(checkpoint, verify=verify), json_file)
 
 
 @app.command()

@@ -7,7 +7,6 @@ from typing import Any
 
 from f5lab import architectures, checkpoints, origins, second_opinion
 from f5lab.checkpoints import Checkpoint
-from f5lab.second_opinion import Opinion
 from f5lab.stored_tensors import StoredTensor
 from f5lab.tables import visible
 
@@ -15,11 +14,18 @@ NOT_EXECUTED = "read as data, not executed; that says nothing about what the wei
 _NAME_CHARACTERS = 200
 
 
-def report(path: str | Path) -> dict[str, Any]:
+def report(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
     """Return names, shapes, dtypes, sections and storage map of a checkpoint, and what they imply.
 
-    No tensor data is read, so that 5 GB take no longer than 5 MB, and so that the file's hash is only shown where it was
-    taken before.
+    No tensor data is read, so that 5 GB take no longer than 5 MB; the hash of a file above 64 MiB is only shown where it
+    was taken before.
+
+    Parameters
+    ----------
+    path : str or Path
+    verify : bool
+        Read the whole file: its SHA-256, and the CRC-32 of every storage where the container records one; ask
+        picklescan for a second opinion.
 
     Raises
     ------
@@ -27,29 +33,20 @@ def report(path: str | Path) -> dict[str, Any]:
         The file is refused, is no F5-TTS checkpoint, or changed while it was read.
     """
     checkpoint = checkpoints.open_checkpoint(path)
-    hashes = checkpoint.file.hashes(compute=False)
-    found = describe(checkpoint, hashes)
+    hashes = checkpoint.file.hashes(compute=verify)
+    found = describe(checkpoint, hashes, verify=verify)
     checkpoint.confirm(hashes)
     return found
 
 
-def describe(checkpoint: Checkpoint, hashes: Sequence[str | None], opinion: Opinion | None = None) -> dict[str, Any]:
-    """Return a checkpoint's structure as a JSON-able dict.
-
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-    hashes : sequence of str or None
-        Of its files, where they are known.
-    opinion : Opinion, optional
-        picklescan's, where it was asked.
-    """
+def describe(checkpoint: Checkpoint, hashes: Sequence[str | None], *, verify: bool = False) -> dict[str, Any]:
+    """Return a checkpoint's structure as a JSON-able dict; `hashes` of its files, where they are known."""
     slot = checkpoint.slots[-1]
     stored = checkpoint.stored[slot]
     arch = architectures.implied(stored)
     return {
         "path": str(checkpoint.path),
-        **file_facts(checkpoint, hashes, opinion),
+        **file_facts(checkpoint, hashes, verify=verify),
         "layout": checkpoint.layout,
         "slots": list(checkpoint.slots),
         "labelled": checkpoint.labelled,
@@ -67,18 +64,35 @@ def describe(checkpoint: Checkpoint, hashes: Sequence[str | None], opinion: Opin
     }
 
 
-def file_facts(checkpoint: Checkpoint, hashes: Sequence[str | None], opinion: Opinion | None) -> dict[str, Any]:
-    """Return how the file was read, what it imports, its hash, and what picklescan says of it."""
+def file_facts(checkpoint: Checkpoint, hashes: Sequence[str | None], *, verify: bool = True) -> dict[str, Any]:
+    """Return how the file was read, what it imports, its hash, whether its bytes are those written, and picklescan's
+    opinion; with `verify` off, what needs the whole file or another process is left open.
+    """
     parts = checkpoint.file.parts
+    questions = [second_opinion.Question(part.path) for part in parts] if verify else []
+    damaged = [f"storage {key}" for part in parts for key in part.damaged()] if verify else []
     return {
         "loading": NOT_EXECUTED,
         "container": checkpoint.file.container,
         "files": len(parts),
         "file_bytes": sum(part.identity.size for part in parts),
-        "sha256": [digest or "unknown: --stats reads the whole file" for digest in hashes],
+        "sha256": [digest or "unknown: --verify reads the whole file" for digest in hashes],
+        "checksums": _checksums(checkpoint, damaged) if verify else "not compared: --verify reads the whole file",
         "imports": list(checkpoint.file.imports),
-        "picklescan": second_opinion.sentence(opinion) if opinion else "not asked: --stats asks it",
+        "picklescan": second_opinion.sentence([q.answer() for q in questions])
+        if verify
+        else "not asked: --verify asks it",
     }
+
+
+def _checksums(checkpoint: Checkpoint, damaged: Sequence[str]) -> str:
+    known = sum(len(part.manifest.crcs) for part in checkpoint.file.parts)
+    if not known:
+        return "none recorded: the container has no checksums"
+    if damaged:
+        shown = ", ".join(damaged[:5]) + (" …" if len(damaged) > 5 else "")
+        return f"DAMAGED: {len(damaged)} of {known} storages are not as they were written ({shown})"
+    return f"{known} storages as they were written"
 
 
 def storage_facts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -99,13 +113,18 @@ def tensor_rows(checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
     """Yield one row for each tensor of the file: where it stands, shape, dtype, bytes, storage and place in the file."""
     for name, tensor in _walk(checkpoint.file.root, ""):
         yield {
-            "name": visible(name, _NAME_CHARACTERS),
+            "name": _shown(name),
             "shape": "x".join(map(str, tensor.shape)) or "scalar",
             "dtype": tensor.dtype,
             "bytes": tensor.nbytes,
-            "storage": visible(tensor.storage.key, _NAME_CHARACTERS),
+            "storage": _shown(tensor.storage.key),
             "at_byte": tensor.storage.place + tensor.offset * (tensor.nbytes // tensor.count if tensor.count else 0),
         }
+
+
+def _shown(name: str) -> str:
+    plain = name.isascii() and name.isprintable() and len(name) <= _NAME_CHARACTERS and not name.isspace()
+    return name if plain else visible(name, _NAME_CHARACTERS)
 
 
 def _walk(value: Any, name: str) -> Iterator[tuple[str, StoredTensor]]:

@@ -165,6 +165,13 @@ class Walker:
         self.pos = start + count
         return self.data[start : self.pos]
 
+    def byte(self) -> int:
+        """Return the next byte."""
+        if self.pos >= len(self.data):
+            raise self.refuse("pickle-truncated", "a byte wanted, none left")
+        self.pos += 1
+        return self.data[self.pos - 1]
+
     def pop(self) -> Any:
         """Return the topmost value above the last mark."""
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
@@ -359,16 +366,14 @@ class Walker:
             raise self.refuse("pickle-number", f"a number of {length} bytes")
         self.stack.append(int.from_bytes(self.take(length), "little", signed=True))
 
-    def _on_put(self, layout: str) -> None:
-        (index,) = struct.unpack(layout, self.take(struct.calcsize(layout)))
+    def _on_put(self, index: int) -> None:
         if index in self.memo:
             raise self.refuse("pickle-memo", f"entry {index} written twice")
         value = self.pop()
         self.stack.append(value)
         self.memo[index] = value
 
-    def _on_get(self, layout: str) -> None:
-        (index,) = struct.unpack(layout, self.take(struct.calcsize(layout)))
+    def _on_get(self, index: int) -> None:
         if index not in self.memo:
             raise self.refuse("pickle-memo", f"entry {index} read before it was written")
         self.stack.append(self.memo[index])
@@ -403,15 +408,15 @@ _HANDLERS: dict[int, Callable[[Walker], None]] = {
     ord("N"): lambda w: w.stack.append(None),
     0x88: lambda w: w.stack.append(True),
     0x89: lambda w: w.stack.append(False),
-    ord("K"): lambda w: w._on_number("<B"),
-    ord("M"): lambda w: w._on_number("<H"),
+    ord("K"): lambda w: w.stack.append(w.byte()),
+    ord("M"): lambda w: w.stack.append(int.from_bytes(w.take(2), "little")),
     ord("J"): lambda w: w._on_number("<i"),
     ord("G"): lambda w: w._on_number(">d"),
     0x8A: Walker._on_long,
     ord("X"): lambda w: w._on_text("<I", "utf-8"),
     ord("U"): lambda w: w._on_text("<B", "utf-8"),
-    ord("q"): lambda w: w._on_put("<B"),
-    ord("r"): lambda w: w._on_put("<I"),
-    ord("h"): lambda w: w._on_get("<B"),
-    ord("j"): lambda w: w._on_get("<I"),
+    ord("q"): lambda w: w._on_put(w.byte()),
+    ord("r"): lambda w: w._on_put(int.from_bytes(w.take(4), "little")),
+    ord("h"): lambda w: w._on_get(w.byte()),
+    ord("j"): lambda w: w._on_get(int.from_bytes(w.take(4), "little")),
 }

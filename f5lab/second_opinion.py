@@ -5,6 +5,7 @@ It runs in a process of its own under limits, and is not asked about files witho
 
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,11 +67,14 @@ def scan_descriptor(descriptor: int) -> Opinion:
         return Opinion(asked=True)
 
 
-def sentence(opinion: Opinion) -> str:
-    """Return an opinion in words."""
-    if not opinion.asked:
+def sentence(opinions: Sequence[Opinion]) -> str:
+    """Return opinions of one or several files in words."""
+    asked = [opinion for opinion in opinions if opinion.asked]
+    if not asked:
         return "not asked: no pickle in it"
-    if opinion.dangerous is None:
+    if any(opinion.dangerous is None for opinion in asked):
         return "could not say: it stopped with an error or beyond its limits"
-    counts = f"{opinion.dangerous} dangerous, {opinion.suspicious} suspicious imports"
-    return f"{counts} (picklescan {opinion.version}); a second opinion, not the gate"
+    counts = (
+        f"{sum(o.dangerous or 0 for o in asked)} dangerous, {sum(o.suspicious or 0 for o in asked)} suspicious imports"
+    )
+    return f"{counts} (picklescan {asked[0].version}); a second opinion, not the gate"

@@ -7,6 +7,7 @@ import hashlib
 import os
 import struct
 import weakref
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from f5lab.paths import CHUNK_BYTES, existing_file
 from f5lab.refusals import DAMAGED, FOREIGN, FORMAT, Refused
 from f5lab.sandbox import read_manifest
 from f5lab.sources import digest_ranges
-from f5lab.stored_tensors import ITEM_BYTES, StoredTensor
+from f5lab.stored_tensors import ITEM_BYTES, Storage, StoredTensor
 
 _EXPECTED = "a checkpoint of F5-TTS (.pt of the trainer, pruned .pt, or .safetensors)"
 _REMEMBERED = 32
@@ -94,6 +95,20 @@ class Part:
             raise Refused("file-changed", "size or times changed since it was opened")
         if digest_ranges(self.descriptor, manifest.ranges) != manifest.digest:
             raise Refused("file-changed", "its structure changed since it was examined")
+
+    def damaged(self) -> list[str]:
+        """Return the storages whose bytes are not those that were written, by the CRC-32 that zip archives record.
+
+        Torch never looks at it: a flipped bit loads in silence.
+        """
+        crcs = self.manifest.crcs
+        return [s.key for s in self.manifest.storages if s.key in crcs and s.count and self._crc(s) != crcs[s.key]]
+
+    def _crc(self, storage: Storage) -> int:
+        crc, offset, end = 0, storage.place, storage.place + storage.nbytes
+        while offset < end and (chunk := os.pread(self.descriptor, min(CHUNK_BYTES, end - offset), offset)):
+            crc, offset = zlib.crc32(chunk, crc), offset + len(chunk)
+        return crc
 
     def sha256(self) -> str:
         """Return the SHA-256 of the whole file, read now through the descriptor that was examined."""
