@@ -68,6 +68,7 @@ class Part:
         self.identity = Identity.of(self.descriptor)
         self.manifest = self._manifest()
         self.mapped: Any = None
+        self._damaged: list[str] | None = None
 
     def _manifest(self) -> Manifest:
         """Return the manifest of this very content, examined once in this process."""
@@ -99,10 +100,13 @@ class Part:
     def damaged(self) -> list[str]:
         """Return the storages whose bytes are not those that were written, by the CRC-32 that zip archives record.
 
-        Torch never looks at it: a flipped bit loads in silence.
+        Torch never looks at it: a flipped bit loads in silence. The whole file is read, once.
         """
-        crcs = self.manifest.crcs
-        return [s.key for s in self.manifest.storages if s.key in crcs and s.count and self._crc(s) != crcs[s.key]]
+        if self._damaged is None:
+            crcs = self.manifest.crcs
+            stored = [s for s in self.manifest.storages if s.key in crcs and s.count]
+            self._damaged = [s.key for s in stored if self._crc(s) != crcs[s.key]]
+        return self._damaged
 
     def _crc(self, storage: Storage) -> int:
         crc, offset, end = 0, storage.place, storage.place + storage.nbytes
