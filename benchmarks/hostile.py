@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from f5lab import file_reader, paths, provenance, sandbox, second_opinion
+from f5lab import file_reader, paths, processes, provenance, second_opinion
 from f5lab.errors import CheckpointError
 from f5lab.weights_files import open_weights_file
 
@@ -171,7 +171,7 @@ def main() -> None:
     print(f"anything executed: {'YES' if executed else 'no'}")
     result = {
         "hostile": found, "benign": kept, "executed": executed, "reader_cap_bytes": file_reader.MEMORY_BYTES,
-        "largest_child_bytes": peak, "reader_wall_limit_s": sandbox.WALL_S, "hardware": provenance.hardware(),
+        "largest_child_bytes": peak, "reader_wall_limit_s": processes.WALL_S, "hardware": provenance.hardware(),
         "versions": provenance.versions(),
     }  # fmt: skip
     given.out.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,12 @@
 goes straight to its function; whatever is not plain, and every error, is left to `cli`.
 """
 
+import gc
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 from f5lab.errors import LabError
 
@@ -14,26 +17,49 @@ from f5lab.errors import LabError
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit as `cli.main` does."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["inspect"] and _inspect(given[1:]):
+    if _is_plain_inspect(given) and _inspect(given[1], given[3] if len(given) > 2 else None):
         return
     from f5lab import cli
 
     cli.main(given)
 
 
-def _inspect(given: Sequence[str]) -> bool:
-    """Show a checkpoint's contents; False where the arguments are not exactly CKPT [--json FILE], or it is refused."""
-    plain = len(given) in (1, 3) and not given[0].startswith("-") and list(given[1:2]) in ([], ["--json"])
-    if not plain or any(not item for item in given):
-        return False
+def _is_plain_inspect(given: Sequence[str]) -> bool:
+    """Whether the arguments are exactly ``inspect CKPT [--json FILE]``, and errors are wanted in one line."""
+    form = [item if at in (0, 2) else "…" for at, item in enumerate(given)]
+    plain = form in (["inspect", "…"], ["inspect", "…", "--json", "…"]) and all(given) and not given[1].startswith("-")
+    return plain and not os.environ.get("F5LAB_TRACEBACK")
+
+
+def _inspect(path: str, json_file: str | None) -> bool:
+    """Show a checkpoint's contents; False where that is not possible and `cli` shall say why."""
+    from f5lab import processes
+
+    gc.disable()  # this process is over before anything could be collected
+    sys.excepthook = _one_line_hook
+    processes.read_ahead(path)
     from f5lab import console, contents
 
     try:
-        report = contents.report(given[0])
-    except LabError:
+        console.deliver(contents.report(path), Path(json_file) if json_file else None)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("f5lab: interrupted\n")
+        sys.exit(130)
+    except (LabError, OSError):
         return False
-    console.deliver(report, Path(given[2]) if len(given) == 3 else None)
+    finally:
+        gc.enable()
     return True
+
+
+def _one_line_hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    from f5lab import cli
+
+    cli._one_line_hook(kind, error, trace)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from f5lab.file_kinds import tell_container
+from f5lab.processes import start_limited
 from f5lab.refusals import Refused
-from f5lab.sandbox import run_limited
 from f5lab.sources import Source
 
 WALL_S = 90.0
@@ -58,7 +58,7 @@ class Question:
 
 def scan_descriptor(descriptor: int) -> Opinion:
     """Return picklescan's opinion of a file on a descriptor, whatever it holds."""
-    ended = run_limited("opinion_reader", descriptor, site=True, wall_s=WALL_S)
+    ended = start_limited("opinion_reader", descriptor, site=True, wall_s=WALL_S).end()
     if ended.stopped or ended.status:
         return Opinion(asked=True)
     try:

@@ -20,6 +20,7 @@ from f5lab.errors import CheckpointError
 from f5lab.file_kinds import ADVICE
 from f5lab.manifests import Container, Manifest
 from f5lab.paths import CHUNK_BYTES, existing_file
+from f5lab.processes import Running, open_untrusted, taken_ahead
 from f5lab.refusals import DAMAGED, FOREIGN, FORMAT, Refused
 from f5lab.sandbox import read_manifest
 from f5lab.sources import digest_ranges
@@ -63,20 +64,21 @@ class Part:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        running = taken_ahead(path)
+        self.descriptor = running.descriptor if running else open_untrusted(path)
         weakref.finalize(self, os.close, self.descriptor)
         self.identity = Identity.of(self.descriptor)
-        self.manifest = self._manifest()
+        self.manifest = self._manifest(running)
         self.mapped: Any = None
         self._damaged: list[str] | None = None
 
-    def _manifest(self) -> Manifest:
+    def _manifest(self, running: Running | None) -> Manifest:
         """Return the manifest of this very content, examined once in this process."""
         known = _known.get(self.identity)
-        if known is not None and digest_ranges(self.descriptor, known.ranges) == known.digest:
+        if running is None and known is not None and digest_ranges(self.descriptor, known.ranges) == known.digest:
             _known.move_to_end(self.identity)
             return known
-        manifest = read_manifest(self.descriptor)
+        manifest = read_manifest(self.descriptor, running)
         self.confirm(manifest)
         _known[self.identity] = manifest
         while len(_known) > _REMEMBERED:

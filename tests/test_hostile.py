@@ -18,7 +18,7 @@ from hostile.pickle_parts import call, imported, text, whole
 from hostile.zip_parts import torch_archive
 
 import f5lab
-from f5lab import file_reader, mappings, refusals, sandbox
+from f5lab import file_reader, mappings, processes, refusals
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import CheckpointError
 from f5lab.weights_files import open_weights_file
@@ -88,7 +88,7 @@ def test_a_users_open_refuses_in_one_line_within_the_limits(item, files: dict[st
     assert any(f"rule {rule}" in message for rule in (*item.rules, "child-died")), message
     assert "\n" not in message and message.isprintable() and len(message) < 1500
     assert not canary.exists()
-    assert time.monotonic() - begun < sandbox.WALL_S
+    assert time.monotonic() - begun < processes.WALL_S
 
 
 def test_bombs_are_refused_under_the_cap(files: dict[str, Path]) -> None:
@@ -125,7 +125,7 @@ def test_the_limits_hold(tmp_path: Path) -> None:
 
 
 def test_the_reading_process_imports_nothing_but_the_standard_library() -> None:
-    code = sandbox._START.format(module="file_reader").replace("main()", "")
+    code = processes._START.format(module="file_reader").replace("main()", "")
     code += "print(sorted({name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names) - {'__main__', 'f5lab'}))"
     command = [sys.executable, "-I", "-S", "-c", code, str(PACKAGE)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
@@ -144,10 +144,8 @@ ENDINGS = {
 @pytest.mark.parametrize("name", ENDINGS)
 def test_a_reader_that_ends_badly_is_a_finding(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body, says = ENDINGS[name]
-    monkeypatch.setattr(sandbox, "_START", f"import sys; {body} #{{module}}")
-    monkeypatch.setattr(
-        sandbox.run_limited, "__kwdefaults__", {"site": False, "wall_s": 2.0 if name == "sleep" else 60.0}
-    )
+    monkeypatch.setattr(processes, "_START", f"import sys; {body} #{{module}}")
+    monkeypatch.setattr(processes, "WALL_S", 2.0 if name == "sleep" else 60.0)
     (tmp_path / "x.pt").write_bytes(payload(text(name)))
     with pytest.raises(CheckpointError, match=rf"rule child-died: .*{says}"):
         open_checkpoint(tmp_path / "x.pt")

@@ -12,7 +12,7 @@ LAYERS = [
     {
         "errors", "paths", "presets", "specs", "findings", "provenance", "tables", "catalogue", "verdicts",
         "refusals", "sources", "stored_tensors", "pickles", "archives", "manifests", "safetensor_headers", "torch_files",
-        "file_kinds", "file_reader", "opinion_reader", "sandbox", "second_opinion", "weights_files", "layouts",
+        "file_kinds", "file_reader", "processes", "opinion_reader", "sandbox", "second_opinion", "weights_files", "layouts",
     },
     {
         "mappings", "origins", "contents", "vocoder_folders",
