@@ -102,7 +102,16 @@ def test_what_is_refused_is_one_line_and_status_1(tmp_path: Path) -> None:
     "arguments", [["--stats", "x"], ["x", "--stats"], ["x", "y"], ["x", "--json", ""], ["-h"], [""], []]
 )
 def test_whatever_is_not_plain_is_left_to_the_command_line(arguments: list[str]) -> None:
-    assert not entry._inspect(arguments)
+    assert not entry._is_plain_inspect(["inspect", *arguments])
+    assert entry._is_plain_inspect(["inspect", "x"]) and entry._is_plain_inspect(["inspect", "x", "--json", "-"])
+
+
+def test_a_reader_that_goes_away_and_a_target_that_can_not_be_written_leave_no_traceback(path: Path) -> None:
+    command = f"{sys.executable} -m f5lab inspect {path} --json - | head -c 10"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert len(done.stdout) == 10 and done.stderr == ""
+    done = run("inspect", str(path), "--json", str(path / "x.json"))
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("f5lab: ")
 
 
 def test_inspect_imports_no_torch_and_is_quick(path: Path) -> None:
