@@ -260,7 +260,12 @@ def faults(
 
     rows = catalogue.rows()
     short = [{key: row[key] for key in ("id", "group", "loads", "title")} for row in rows]
-    deliver(asdict(catalogue.find_fault(fault)) if fault else {"faults": rows if json_file else short}, json_file)
+    others = {
+        name: [{"id": key, "why it is none": reason} for key, reason in listed.items()]
+        for name, listed in (("suspects", catalogue.SUSPECTS), ("decoys", catalogue.DECOYS))
+    }
+    whole = {"faults": rows if json_file else short, **others}
+    deliver(asdict(catalogue.find_fault(fault)) if fault else whole, json_file)
 
 
 @app.command()

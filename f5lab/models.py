@@ -102,12 +102,18 @@ def pick_precision(precision: Precision, device: str) -> Literal["fp32", "fp16",
     return "fp16" if capability >= 7 and not name.endswith("[ZLUDA]") else "fp32"
 
 
+def compute_dtype(precision: Precision, device: str) -> torch.dtype:
+    """Return the type that a precision means on a device."""
+    return _DTYPES[pick_precision(precision, device)]  # type: ignore[return-value]
+
+
 def fill(
     model: torch.nn.Module, weights: Mapping[str, torch.Tensor], *, precision: Precision = "fp32", device: str = "cpu"
 ) -> torch.nn.Module:
     """Fill a CFM from a state dict under upstream's names (strict), cast, move and put it in eval mode.
 
-    For experiments on weights that upstream's loader would refuse, such as those with a wrapper's prefix stripped.
+    For experiments on weights that upstream's loader would refuse, such as those with a wrapper's prefix stripped. Tensors that
+    have the precision and device already become the model's own, without a copy: models filled from one such dict share them.
 
     Raises
     ------
@@ -121,9 +127,14 @@ def fill(
               if n in weights and weights[n].shape != t.shape]  # fmt: skip
     if wrong:
         raise ModelError("the weights do not fit the model", offenders=wrong, next_step="compare with `f5lab inspect`")
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[pick_precision(precision, device)]
-    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
+    dtype = compute_dtype(precision, device)
+    model.load_state_dict(converted(weights, dtype, device), strict=False, assign=True)
     return model.to(device=device, dtype=dtype).eval()
+
+
+def converted(weights: Mapping[str, torch.Tensor], dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+    """Return weights in another precision and place; tensors that are there already are not copied."""
+    return {name: tensor.to(device=device, dtype=dtype) for name, tensor in weights.items()}
 
 
 @contextlib.contextmanager
@@ -174,8 +185,11 @@ def build_cfm(
     *,
     mel_spec_type: MelType = "vocos",
     front_end: FrontEnd = "raw",
+    empty: bool = False,
 ) -> torch.nn.Module:
     """Construct upstream's CFM as ``load_model`` and ``finetune_cli`` do, with fresh weights, on the CPU.
+
+    With `empty` the parameters have no storage yet (`fill` gives them one): nothing is drawn or allocated twice.
 
     Raises
     ------
@@ -185,7 +199,8 @@ def build_cfm(
     char_map, size = read_vocab_map(vocab, front_end)
     up = upstream()
     try:
-        transformer = getattr(up, backbone)(**arch, text_num_embeds=size, mel_dim=MEL["n_mel_channels"])
+        with _without_storage() if empty else contextlib.nullcontext():
+            transformer = getattr(up, backbone)(**arch, text_num_embeds=size, mel_dim=MEL["n_mel_channels"])
     except (TypeError, AssertionError, ValueError) as error:
         reason = str(error) or type(error).__name__
         raise ModelError(
@@ -195,6 +210,12 @@ def build_cfm(
         transformer=transformer, mel_spec_kwargs={**MEL, "mel_spec_type": mel_spec_type},
         odeint_kwargs={"method": "euler"}, vocab_char_map=char_map,
     )  # fmt: skip
+
+
+def _without_storage() -> contextlib.AbstractContextManager[None]:
+    from accelerate import init_empty_weights
+
+    return init_empty_weights(include_buffers=False)
 
 
 def load_weights(

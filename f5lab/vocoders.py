@@ -55,7 +55,11 @@ class VocoderPlan:
     seed: int = 0
 
 
-STAGES = (VocoderPlan(), VocoderPlan(updates=1500, peak_lr=8e-4, focus=0.6, seed=1))
+STAGES = (
+    VocoderPlan(),
+    VocoderPlan(updates=1500, peak_lr=8e-4, focus=0.6, seed=1),
+    VocoderPlan(updates=1500, peak_lr=6e-4, focus=0.8, noise=0.15, seed=2),
+)
 """The shipped vocoder: from nothing on all speech, then on at a lower rate and mostly on what the specimen speaks."""
 
 

@@ -21,7 +21,7 @@ LAYERS = [
     },
     {"models", "asr", "whisper_weights", "speakers"},
     {
-        "samplers", "cycles", "oracles", "discovery", "curricula", "vocoders", "specimens", "finetuning", "gates", "factors", "probes",
+        "samplers", "cycles", "oracles", "discovery", "curricula", "vocoders", "specimens", "finetuning", "gates", "factors", "probes", "batches", "suspects",
         "parity", "prompt_timing", "examinations", "settings_search", "weight_faults", "setting_faults", "text_faults",
         "audio_faults", "listening", "diagnosis", "calibration", "planting", "plants", "plants_audio", "plants_harmless",
         "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings",
