@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from benign import BUILDERS, ONLY_FREELY
+from hostile.corpus import bare
+from hostile.pickle_parts import imported, mapping, number, tensor, text, tuple_of, whole
 from safetensors.torch import load_file, save_file
 from toy_checkpoints import state
 
@@ -91,6 +93,24 @@ def test_what_was_shared_stays_shared(tmp_path: Path) -> None:
     assert groups[0] is groups[1]
 
 
+def test_a_storage_that_had_to_be_copied_is_copied_once(tmp_path: Path) -> None:
+    base = torch.arange(6.0)
+    torch.save([b"x" * 3, base, base[2:]], tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    _, ours, part = load_tensors(tmp_path / "x.pt")
+    ours[2] = 9
+    assert part[0] == 9 and part.untyped_storage().data_ptr() == ours.untyped_storage().data_ptr()
+
+
+def test_a_view_of_torch_before_0_4_lies_where_it_says(tmp_path: Path) -> None:
+    view = tuple_of(text("9"), number(1), number(2))
+    root = [text("storage"), imported("torch", "FloatStorage"), text("0"), text("cpu"), number(4)]
+    one = tensor(tuple_of(*root, view) + b"Q", shape=(2,))
+    (tmp_path / "x.pt").write_bytes(bare(whole(mapping(view=one, all=tensor(tuple_of(*root, b"N") + b"Q")))))
+    ours = load_tensors(tmp_path / "x.pt")
+    assert ours["view"].tolist() == [2, 3] and ours["all"].tolist() == [1, 2, 3, 4]
+    assert_same(ours, torch.load(tmp_path / "x.pt", weights_only=True))
+
+
 def test_writing_to_a_tensor_leaves_the_file_alone(tmp_path: Path) -> None:
     path = BUILDERS["trainer"](tmp_path)
     before = path.read_bytes()
@@ -100,8 +120,8 @@ def test_writing_to_a_tensor_leaves_the_file_alone(tmp_path: Path) -> None:
 
 def test_storages_at_odd_offsets_are_copied_so_that_elements_are_aligned(tmp_path: Path) -> None:
     for name in ("old_format", "zipped_again_by_python"):
-        for tensor in load_tensors(BUILDERS[name](tmp_path))["model_state_dict"].values():
-            assert tensor.data_ptr() % tensor.element_size() == 0
+        for loaded in load_tensors(BUILDERS[name](tmp_path))["model_state_dict"].values():
+            assert loaded.data_ptr() % loaded.element_size() == 0
 
 
 def test_old_and_sharded_files_open_as_checkpoints(tmp_path: Path) -> None:

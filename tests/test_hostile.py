@@ -210,6 +210,18 @@ def test_a_changed_weight_is_noticed_by_the_hash_even_with_the_old_times(
         opened.confirm(before)
 
 
+def test_a_changed_structure_is_noticed_even_with_the_old_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"model_state_dict": {"transformer.w": torch.ones(3)}}, path)
+    opened = open_checkpoint(path)
+    path.write_bytes(path.read_bytes().replace(b"transformer.w", b"transformer.v"))
+    monkeypatch.setattr("f5lab.weights_files.Identity.of", lambda _: opened.file.parts[0].identity)
+    with pytest.raises(CheckpointError, match="its structure changed since it was examined"):
+        opened.weights("raw")
+
+
 def test_a_pipe_and_a_device_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pt")
     for path in (tmp_path / "pipe.pt", Path("/dev/zero")):

@@ -807,6 +807,10 @@ SAFE: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {
     "dtype-is-a-list": (lambda: safetensors({"x": entry(["F32"])}), ("safetensors-dtype",)),
     "size-differs": (lambda: safetensors({"x": entry(shape=[5])}), ("safetensors-size",)),
     "hole": (lambda: safetensors({"x": entry(shape=[2], offsets=[8, 16])}), ("safetensors-holes",)),
+    "overlap-and-hole": (
+        lambda: safetensors({"x": entry(shape=[2], offsets=[0, 8]), "y": entry(shape=[2], offsets=[0, 8])}),
+        ("safetensors-holes",),
+    ),
     "overlap": (lambda: safetensors({"x": entry(), "y": entry()}), ("safetensors-holes",)),
     "trailing-bytes": (lambda: safetensors({"x": entry()}, FLOATS + EVIL), ("safetensors-holes",)),
     "cut": (lambda: safetensors({"x": entry()}, FLOATS[:8]), ("safetensors-holes",)),
