@@ -274,7 +274,7 @@ def as_error(path: Path, refused: Refused) -> CheckpointError:
         )
     elif refused.kind == FOREIGN:
         lead = f"{path} holds Python objects besides tensors and was not loaded, nothing in it was executed ({found})"
-        step = "save it again as plain state dicts or as .safetensors"
+        step = "do not load it elsewhere to find out; ask for the weights alone, saved by torch.save or as .safetensors"
     elif refused.kind == FORMAT:
         lead, step = (
             f"{path} is in a format that is not read ({found})",
