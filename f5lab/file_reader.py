@@ -25,9 +25,11 @@ def limit_process(memory_bytes: int, cpu_s: int, descriptors: int) -> None:
     With `descriptors` as many as are open already, nothing can be opened any more: no file and no socket.
     """
     wanted = [
-        (resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CPU, cpu_s), (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NOFILE, descriptors),
+        (resource.RLIMIT_CPU, cpu_s), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, descriptors),
     ]  # fmt: skip
+    if sys.platform != "darwin":  # macOS has no limit on address space that it would keep, and refuses to set one
+        wanted.append((resource.RLIMIT_AS, memory_bytes))
     for kind, value in wanted:
         _, hard = resource.getrlimit(kind)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)

@@ -222,7 +222,7 @@ class Walker:
         if kind == "mapping":
             return self.new_mapping(arguments)
         if kind == "set" and len(arguments) == 1 and type(arguments[0]) is list:
-            if any(type(item) not in (str, int) for item in arguments[0]):
+            if not all(_is_key(item) for item in arguments[0]):
                 raise self.refuse("pickle-key", "a set of other things than text and whole numbers")
             return set(arguments[0])
         if kind == "bytes":
@@ -307,7 +307,7 @@ class Walker:
 
     def set_item(self, target: dict[Any, Any], key: Any, value: Any) -> None:
         """Put a value into a dictionary under a key that is new."""
-        if type(key) is not str and (type(key) is not int or abs(key) >= LARGEST_INDEX):
+        if not _is_key(key):
             raise self.refuse("pickle-key", f"key {brief(key)}")
         if key in target:
             raise self.refuse("pickle-key", f"key {brief(key)} twice")
@@ -377,6 +377,11 @@ class Walker:
         if index not in self.memo:
             raise self.refuse("pickle-memo", f"entry {index} read before it was written")
         self.stack.append(self.memo[index])
+
+
+def _is_key(value: Any) -> bool:
+    """Whether a value may be looked up: whole numbers beyond 62 bits can be made to collide without end."""
+    return type(value) is str or type(value) is int and abs(value) < LARGEST_INDEX
 
 
 def _called(function: Any) -> str:

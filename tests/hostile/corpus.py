@@ -506,6 +506,13 @@ for _name, _key in KEYS.items():
 
 
 @hostile("key", "pickle-key")
+def _colliding_numbers_in_a_set() -> bytes:
+    prime = (1 << 61) - 1
+    numbers = b"".join(number(prime * i) for i in range(1, 50_000))
+    return alone(whole(call(imported("builtins", "set"), b"](" + numbers + b"e")))
+
+
+@hostile("key", "pickle-key")
 def _key_twice() -> bytes:
     return payload(b"}(" + string("a") + number(1) + string("a") + number(2) + b"u")
 
