@@ -4,7 +4,7 @@ Importing the package is cheap: neither torch nor f5_tts is loaded. Work with th
 checkpoints, vocabs, samplers``; each imports only from the layers above it:
 
 0. ``errors`` ``specs`` ``presets`` ``paths`` ``findings`` ``verdicts`` ``catalogue`` ``provenance`` ``tables``: no torch; untrusted files:
-   ``refusals`` ``sources`` ``stored_tensors`` ``pickles`` ``archives`` ``manifests`` ``safetensor_headers`` ``torch_files`` ``file_kinds``
+   ``refusals`` ``sources`` ``stored_tensors`` ``pickles`` ``zip_audit`` ``manifests`` ``safetensor_headers`` ``torch_files`` ``file_kinds``
    ``file_reader`` ``processes`` ``opinion_reader`` ``sandbox`` ``second_opinion`` ``weights_files`` ``layouts``
 1. ``mappings`` ``origins`` ``contents`` ``vocoder_folders``
    ``audio`` ``checkpoints`` ``anatomy`` ``architectures`` ``diffs`` ``ema`` ``schedules`` ``vocabs`` ``metrics`` ``statistics`` ``plots``

@@ -10,7 +10,7 @@ import tarfile
 from dataclasses import replace
 from typing import Any
 
-from f5lab import archives
+from f5lab import zip_audit
 from f5lab.manifests import Manifest
 from f5lab.pickles import MOST_PICKLE_BYTES, Import, Walker
 from f5lab.refusals import Refused
@@ -87,9 +87,9 @@ def read_zip(source: Source) -> Manifest:
     Refused
         The archive or its pickle breaks a rule.
     """
-    entries = archives.read_archive(source)
+    entries = zip_audit.read_archive(source)
     facts = _read_small(source, entries)
-    data = archives.read_entry(source, entries["data.pkl"], MOST_PICKLE_BYTES, "pickle-size")
+    data = zip_audit.read_entry(source, entries["data.pkl"], MOST_PICKLE_BYTES, "pickle-size")
     storages = Storages((5,))
     walker = Walker(data, persistent=storages)
     root = walker.walk()
@@ -109,12 +109,12 @@ def read_zip(source: Source) -> Manifest:
     return Manifest("torch", root, tuple(storages.found.values()), tuple(walker.imports), crcs=crcs, facts=facts)
 
 
-def _read_small(source: Source, entries: dict[str, archives.Entry]) -> dict[str, Any]:
+def _read_small(source: Source, entries: dict[str, zip_audit.Entry]) -> dict[str, Any]:
     """Return what the small entries say, having refused what is not read."""
     texts = {}
     for name in ("version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"):
         if name in entries:
-            texts[name] = archives.read_entry(source, entries[name]).decode("ascii", "replace").strip()
+            texts[name] = zip_audit.read_entry(source, entries[name]).decode("ascii", "replace").strip()
     if texts.get("byteorder", "little") != "little":
         raise Refused("zip-byteorder", f"{texts['byteorder'][:20]}", "byteorder")
     version = texts.get("version", "3")

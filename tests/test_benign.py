@@ -16,7 +16,7 @@ from hostile.pickle_parts import imported, mapping, number, tensor, text, tuple_
 from safetensors.torch import load_file, save_file
 from toy_checkpoints import state
 
-from f5lab import archives, paths
+from f5lab import paths, zip_audit
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import CheckpointError
 from f5lab.mappings import load_tensors
@@ -150,11 +150,11 @@ def test_a_shard_that_is_missing_or_another_is_named(tmp_path: Path) -> None:
 def test_the_archive_is_read_as_zipfile_reads_it(tmp_path: Path) -> None:
     path = BUILDERS["trainer"](tmp_path)
     with path.open("rb") as file, zipfile.ZipFile(path) as theirs:
-        ours = archives.read_archive(Source(file.fileno()))
+        ours = zip_audit.read_archive(Source(file.fileno()))
         assert {f"x/{part}": (e.size, e.crc) for part, e in ours.items()} == {
             i.filename: (i.file_size, i.CRC) for i in theirs.infolist()
         }
-        assert all(archives.read_entry(Source(file.fileno()), e, 1 << 20) == theirs.read(e.name) for e in ours.values())
+        assert all(zip_audit.read_entry(Source(file.fileno()), e, 1 << 20) == theirs.read(e.name) for e in ours.values())
 
 
 def test_opcode_names_are_cpythons() -> None:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "f5lab"
 LAYERS = [
     {
         "errors", "paths", "presets", "specs", "findings", "provenance", "tables", "catalogue", "verdicts",
-        "refusals", "sources", "stored_tensors", "pickles", "archives", "manifests", "safetensor_headers", "torch_files",
+        "refusals", "sources", "stored_tensors", "pickles", "zip_audit", "manifests", "safetensor_headers", "torch_files",
         "file_kinds", "file_reader", "processes", "opinion_reader", "sandbox", "second_opinion", "weights_files", "layouts",
     },
     {
