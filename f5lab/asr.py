@@ -14,6 +14,7 @@ import torch
 from f5lab.audio import Wave, resample
 from f5lab.errors import AsrError
 from f5lab.paths import cache_dir, sha256_file, write_text
+from f5lab.weights_files import open_weights_file
 from f5lab.whisper_weights import find_weights
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,8 @@ def _read(file: Path) -> Transcript | None:
 def _loaded(source: str, device: str) -> tuple["torch.nn.Module", str]:
     import whisper
 
+    if Path(source).is_file():
+        open_weights_file(source, "Whisper weights")
     try:
         model = whisper.load_model(source, device=device)
     except (RuntimeError, OSError, KeyError, TypeError, ValueError) as error:

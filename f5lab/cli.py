@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from f5lab import __version__, paths
+from f5lab import paths
 from f5lab.console import JsonFile, Progress, deliver
 from f5lab.errors import LabError, RunError, UsageError
 
@@ -43,6 +43,8 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N o
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from f5lab import __version__
+
         typer.echo(f"f5lab {__version__}")
         raise typer.Exit
 
@@ -114,11 +116,19 @@ def new(
 
 
 @app.command()
-def inspect(checkpoint: Annotated[Path, typer.Argument(metavar="CKPT")], json_file: JsonFile = None) -> None:
-    """Say what is in a checkpoint: sections, tensors, architecture, and what no shape can show."""
-    from f5lab import anatomy
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT")],
+    stats: Annotated[bool, typer.Option("--stats", help="Read every weight: statistics, what was never trained.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read the whole file: hash, checksums; ask picklescan.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Say what is in a checkpoint, executing nothing: sections, tensors, architecture, and what no shape can show."""
+    if stats:
+        from f5lab import anatomy as reader
+    else:
+        from f5lab import contents as reader
 
-    deliver(anatomy.report(checkpoint), json_file)
+    deliver(reader.report(checkpoint, verify=verify), json_file)
 
 
 @app.command()

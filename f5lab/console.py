@@ -6,16 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from f5lab import paths
 
 if TYPE_CHECKING:
     from f5lab.workbook import Step
 
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON to FILE; - prints it instead.")
-]
+
+def __getattr__(name: str) -> Any:
+    """Return `JsonFile`, the option that every command's result takes; typer is imported for those that parse options."""
+    if name != "JsonFile":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import typer
+
+    option = typer.Option("--json", metavar="FILE", help="Write the result as JSON to FILE; - prints it instead.")
+    return Annotated[Path | None, option]
 
 
 def deliver(report: Mapping[str, Any], json_file: Path | None) -> None:

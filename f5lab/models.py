@@ -22,6 +22,8 @@ from f5lab.audio import Wave
 from f5lab.errors import ModelError, VocabError
 from f5lab.paths import existing_file
 from f5lab.specs import Backbone, FrontEnd, MelType, Precision, Vocoder, Weights
+from f5lab.vocoder_folders import check_vocoder_folder
+from f5lab.weights_files import open_weights_file
 
 MEL = {"n_fft": 1024, "hop_length": 256, "win_length": 1024, "n_mel_channels": 100, "target_sample_rate": 24000}
 """Upstream's constants, hard-coded in ``infer/utils_infer.py`` whatever a training config says."""
@@ -253,6 +255,7 @@ def load_weights(
         The file lacks the section, or names and shapes do not fit the model; every offending tensor is listed.
     """
     existing_file(checkpoint, ModelError, "checkpoint")
+    open_weights_file(checkpoint)  # upstream's torch.load(weights_only=True) sees no file that this refuses
     try:
         with quiet():
             model = upstream().load_checkpoint(
@@ -278,13 +281,12 @@ def load_vocoder(vocoder: Vocoder, device: str = "cpu") -> torch.nn.Module:
     Raises
     ------
     ModelError
-        The folder lacks a file, or the download is impossible.
+        The folder lacks a file or its configuration names other than vocos' classes, or the download is impossible.
+    CheckpointError
+        The weights are refused.
     """
     if vocoder.path is not None and vocoder.name == "vocos":
-        for name in ("config.yaml", "pytorch_model.bin"):
-            existing_file(
-                vocoder.path / name, ModelError, "vocoder file", "pass a folder as charactr/vocos-mel-24khz has it"
-            )
+        check_vocoder_folder(vocoder.path)
     try:
         with quiet():
             return upstream().load_vocoder(vocoder.name, vocoder.path is not None, str(vocoder.path or ""), device)

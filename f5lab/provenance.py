@@ -6,7 +6,6 @@ import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +56,23 @@ def fingerprint(path: Path) -> Fingerprint:
     return Fingerprint(hashlib.sha256(listing.encode()).hexdigest(), size, len(files))
 
 
+def sha256(path: Path, *, compute: bool = True) -> str | None:
+    """Return a file's digest; with `compute` off, None where that would mean to read more than 64 MiB."""
+    path = Path(path).resolve()
+    return _digest(path) if compute or path.stat().st_size < REMEMBER_BYTES or _memory(path).is_file() else None
+
+
+def _memory(path: Path) -> Path:
+    facts = path.stat()
+    key = f"{path}|{facts.st_size}|{facts.st_ino}|{facts.st_mtime_ns}|{facts.st_ctime_ns}"
+    return paths.cache_dir("sha256") / hashlib.sha256(key.encode()).hexdigest()
+
+
 def _digest(path: Path) -> str:
     facts = path.stat()
     if facts.st_size < REMEMBER_BYTES:
         return paths.sha256_file(path)
-    key = f"{path}|{facts.st_size}|{facts.st_ino}|{facts.st_mtime_ns}|{facts.st_ctime_ns}"
-    memory = paths.cache_dir("sha256") / hashlib.sha256(key.encode()).hexdigest()
+    memory = _memory(path)
     if memory.is_file() and len(remembered := memory.read_text(encoding="utf-8").strip()) == 64:
         return remembered
     digest = paths.sha256_file(path)
@@ -72,6 +82,8 @@ def _digest(path: Path) -> str:
 
 def versions() -> dict[str, str | None]:
     """Return Python's version and that of each package that can change a figure; ``None`` where it is missing."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -6,12 +6,11 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from f5lab.findings import Finding
-from f5lab.provenance import fingerprint, size_text, versions
-from f5lab.specs import Case
-
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from f5lab.findings import Finding
+    from f5lab.specs import Case
 
 CLIP_CHARACTERS = 160
 SHOWN_ROWS = 500
@@ -148,7 +147,7 @@ def badge(verdict: str) -> Html:
     return Html(f'<span class="badge {word}">{SIGNS.get(verdict, "·")} {word}</span>', verdict)
 
 
-def show_findings(findings: Iterable[Finding]) -> Html:
+def show_findings(findings: "Iterable[Finding]") -> Html:
     """Return findings as a table: verdict, claim, value with interval and n, evidence, limitation."""
     rows = [
         {
@@ -164,7 +163,7 @@ def show_findings(findings: Iterable[Finding]) -> Html:
     return table(rows, caption="Findings of this notebook", clip=600)
 
 
-def provenance(case: Case, **facts: Any) -> Html:
+def provenance(case: "Case", **facts: Any) -> Html:
     """Return what a notebook's results rest on: case, checkpoint, versions and whatever else is given.
 
     Parameters
@@ -173,6 +172,8 @@ def provenance(case: Case, **facts: Any) -> Html:
     **facts
         Device, seeds and other facts to add, one row each.
     """
+    from f5lab.provenance import fingerprint, size_text, versions
+
     rows: list[dict[str, Any]] = [{"what": "case", "value": f"{case.name} ({case.language})"}]
     named = [("checkpoint", case.checkpoint), ("base", case.base), ("vocab", case.training_vocab)]
     for label, path in named:

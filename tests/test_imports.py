@@ -9,8 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "f5lab"
 LAYERS = [
-    {"errors", "paths", "specs", "findings", "provenance", "tables", "catalogue", "verdicts"},
     {
+        "errors", "paths", "presets", "specs", "findings", "provenance", "tables", "catalogue", "verdicts",
+        "refusals", "sources", "stored_tensors", "pickles", "zip_audit", "manifests", "safetensor_headers", "torch_files",
+        "file_kinds", "file_reader", "processes", "opinion_reader", "sandbox", "second_opinion", "weights_files", "layouts",
+    },
+    {
+        "mappings", "origins", "contents", "vocoder_folders",
         "anatomy", "architectures", "audio", "checkpoints", "diffs", "ema", "figures", "metrics", "plots", "schedules",
         "statistics", "vocabs",
     },
@@ -30,6 +35,7 @@ SOLE_IMPORTERS = {
     "resemblyzer": {"speakers"},
     "papermill": {"kernels"},
     "nbconvert": {"markup", "reports"},
+    "picklescan": {"opinion_reader"},
 }
 WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "workbook", "console", "cli"}
 LIGHT = ("f5lab", "f5lab.cli", "f5lab.tables", "f5lab.reports", "f5lab.workbook", "f5lab.kernels")
