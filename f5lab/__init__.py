@@ -3,7 +3,7 @@
 Importing the package is cheap: neither torch nor f5_tts is loaded. Work with the modules, ``from f5lab import
 checkpoints, vocabs, samplers``; each imports only from the layers above it:
 
-0. ``errors`` ``specs`` ``paths`` ``findings`` ``verdicts`` ``catalogue`` ``provenance`` ``tables``: no torch
+0. ``errors`` ``inert`` ``specs`` ``paths`` ``caches`` ``findings`` ``verdicts`` ``catalogue`` ``provenance`` ``tables``: no torch
 1. ``audio`` ``checkpoints`` ``anatomy`` ``architectures`` ``diffs`` ``ema`` ``schedules`` ``vocabs`` ``metrics`` ``statistics`` ``plots``
    ``figures``: numeric, know nothing of f5_tts
 2. ``models`` (the one importer of f5_tts and vocos), ``asr`` (the one importer of whisper), ``whisper_weights`` ``speakers``

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from f5lab import paths
+from f5lab import caches, paths
 
 PACKAGES = (
     "f5lab", "f5-tts", "torch", "torchaudio", "torchcodec", "vocos", "ema-pytorch", "openai-whisper", "resemblyzer",
@@ -62,11 +62,10 @@ def _digest(path: Path) -> str:
     if facts.st_size < REMEMBER_BYTES:
         return paths.sha256_file(path)
     key = f"{path}|{facts.st_size}|{facts.st_ino}|{facts.st_mtime_ns}|{facts.st_ctime_ns}"
-    memory = paths.cache_dir("sha256") / hashlib.sha256(key.encode()).hexdigest()
-    if memory.is_file() and len(remembered := memory.read_text(encoding="utf-8").strip()) == 64:
-        return remembered
+    if (remembered := caches.read("sha256", key)) is not None:
+        return remembered.decode("ascii")
     digest = paths.sha256_file(path)
-    paths.write_text(memory, digest + "\n")
+    caches.write("sha256", key, digest.encode("ascii"))
     return digest
 
 

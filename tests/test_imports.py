@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "f5lab"
 LAYERS = [
-    {"errors", "paths", "specs", "findings", "provenance", "tables", "catalogue", "verdicts"},
+    {"errors", "inert", "paths", "caches", "specs", "findings", "provenance", "tables", "catalogue", "verdicts"},
     {
         "anatomy", "architectures", "audio", "checkpoints", "diffs", "ema", "figures", "metrics", "plots", "schedules",
         "statistics", "vocabs",
