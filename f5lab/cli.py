@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from f5lab import __version__, paths
-from f5lab.console import JsonFile, Progress, deliver
+from f5lab import __version__, inert, paths
+from f5lab.console import JsonFile, Progress, deliver, say_path
 from f5lab.errors import LabError, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def run(
             case, only=[part for part in only.split(",") if part.strip()], out=out, settings=settings, device=device,
             quick=quick, cell_timeout_s=cell_timeout, watch=progress.show,
         )  # fmt: skip
-    typer.echo(str(result.index))
+    say_path(result.index)
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
     if result.failed:
@@ -185,10 +185,10 @@ def diagnose(
 
     found = diagnosis.diagnose(the_case, device=device, listen=listen, asr=asr)
     if str(json_file) == "-":
-        sys.stdout.write(found.verdict.model_dump_json(indent=2) + "\n")
+        sys.stdout.write(verdicts.to_json(found.verdict))
     else:
         if json_file is not None:
-            paths.write_text(json_file, found.verdict.model_dump_json(indent=2) + "\n")
+            paths.write_text(json_file, verdicts.to_json(found.verdict))
         typer.echo(verdicts.markdown(found.verdict, found.claims), nl=False)
     if check and any(cause.confidence >= SURE for cause in found.verdict.causes):
         raise typer.Exit(FOUND)
@@ -270,7 +270,7 @@ def plant(
     from f5lab.specs import load_case
 
     healthy = load_case(case or paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml")
-    typer.echo(str(plants.plant([name.strip() for name in fault.split(",")], healthy, out, variant=variant)))
+    say_path(plants.plant([name.strip() for name in fault.split(",")], healthy, out, variant=variant))
 
 
 @specimen.command("build")
@@ -281,7 +281,7 @@ def specimen_build(
     """Train base, vocoder and fine-tune again from the speech. Takes hours on a CPU."""
     from f5lab import specimens
 
-    typer.echo(str(specimens.build(out, paths.data_dir() / "speech" / "ptbr", device=device)))
+    say_path(specimens.build(out, paths.data_dir() / "speech" / "ptbr", device=device))
 
 
 @specimen.command("verify")
@@ -340,12 +340,12 @@ def _interrupt(_signum: int, _frame: Any) -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    line = " ".join(message.split())
+    line = inert.prose(" ".join(message.split()))
     sys.stderr.write(f"f5lab: {line}\n")
     sys.exit(status)
 
 
 def _one_line_hook(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
     """Say an unexpected error in one line; Python then exits with 1."""
-    line = " ".join(f"{kind.__name__}: {error}".split())
+    line = inert.prose(" ".join(f"{kind.__name__}: {error}".split()))
     sys.stderr.write(f"f5lab: {line}; run again with {TRACEBACK} to see where it comes from\n")

@@ -59,7 +59,9 @@ def prose(text: str, clip: int | None = SENTENCE_CHARACTERS) -> str:
 
 def spell_hidden(text: str, keep: str = "") -> str:
     """Return `text` with control, format, private and unpaired characters written out, but for those in `keep`."""
-    return _UNUSUAL.sub(lambda found: found[0] if found[0] in keep or not _is_hidden(found[0]) else _written(found[0]), text)
+    return _UNUSUAL.sub(
+        lambda found: found[0] if found[0] in keep or not _is_hidden(found[0]) else _written(found[0]), text
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -111,7 +113,11 @@ def json_text(value: Any, *, indent: int | None = 2, default: Callable[[Any], An
     ValueError
         A number is not finite.
     """
-    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, default=default)
+    return escape_json(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, default=default))
+
+
+def escape_json(text: str) -> str:
+    """Return JSON that says the same with every hidden or unpaired character as an escape."""
     return _UNUSUAL.sub(lambda found: _escaped(found[0]), text)
 
 

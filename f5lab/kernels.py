@@ -18,6 +18,7 @@ from typing import Any
 
 import nbformat
 
+from f5lab import inert
 from f5lab.parameters import Notebook, load_node
 
 KERNEL = "python3"
@@ -202,7 +203,7 @@ def execute(
 
 def one_line(text: str) -> str:
     """Return `text` without colours and line breaks, clipped."""
-    line = " ".join(_ANSI.sub("", text).split())
+    line = inert.prose(" ".join(_ANSI.sub("", text).split()), None)
     return line if len(line) <= ERROR_CHARACTERS else line[: ERROR_CHARACTERS - 1] + "…"
 
 

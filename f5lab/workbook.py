@@ -1,6 +1,5 @@
 """Running the workbook on a case: notebooks in order, findings joined, a report beside them."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -9,7 +8,7 @@ from typing import Any
 
 import nbformat
 
-from f5lab import findings, kernels, markup, paths, provenance, reports
+from f5lab import findings, inert, kernels, markup, paths, provenance, reports
 from f5lab.errors import RunError, UsageError
 from f5lab.parameters import Notebook, chosen_values, discover
 from f5lab.specs import Case, case_files, load_case
@@ -248,7 +247,7 @@ def _opening_record(
     return {
         "format": RUN_FORMAT,
         "run": folder.name,
-        "case": {"name": case.name, "question": case.question, "language": case.language, "path": _shown(case.path)},
+        "case": {"name": case.name, "question": inert.prose(case.question), "language": case.language, "path": _shown(case.path)},
         "status": RUNNING,
         "started": _now().isoformat(timespec="seconds"),
         "ended": None,
@@ -267,7 +266,7 @@ def _files(case: Case) -> list[dict[str, Any]]:
     files = [("case file", case.path), *case_files(case)] if case.path else case_files(case)
     marks = [(label, path, provenance.fingerprint(path)) for label, path in files]
     return [
-        {"label": label, "path": _shown(path), "size": mark.size, "sha256": mark.sha256, "files": mark.files}
+        {"label": inert.prose(label, 200), "path": _shown(path), "size": mark.size, "sha256": mark.sha256, "files": mark.files}
         for label, path, mark in marks
     ]
 
@@ -292,7 +291,7 @@ def _save(result: Run) -> None:
     """Write findings, run.json and the front page as they are now."""
     known = findings.load_run(result.folder)
     paths.write_text(result.folder / "findings.jsonl", findings.dump(known))
-    paths.write_text(result.folder / "run.json", json.dumps(result.record, indent=2, ensure_ascii=False) + "\n")
+    paths.write_text(result.folder / "run.json", inert.json_text(result.record) + "\n")
     paths.write_text(result.index, reports.index_page(result.folder, result.record, known))
 
 

@@ -25,7 +25,9 @@ def entry(folder: Path) -> Path:
     return found
 
 
-@pytest.mark.parametrize("key", ["ab12", "a", "../../etc/passwd", "name with spaces", "\udcff", "x" * 300, ".hidden", ""])
+@pytest.mark.parametrize(
+    "key", ["ab12", "a", "../../etc/passwd", "name with spaces", "\udcff", "x" * 300, ".hidden", ""]
+)
 def test_what_was_written_is_read_and_stays_in_the_folder(key: str, folder: Path) -> None:
     assert caches.read("toys", key) is None
     caches.write("toys", key, CONTENT)
@@ -93,7 +95,8 @@ def test_processes_that_write_one_entry_never_see_half_of_it(folder: Path) -> No
     command = [sys.executable, "-c", WRITER]
     environment = {**os.environ, "F5LAB_CACHE": str(folder)}
     running = [
-        subprocess.Popen([*command, name], env=environment, stderr=subprocess.PIPE, text=True) for name in ("a", "b", "c")
+        subprocess.Popen([*command, name], env=environment, stderr=subprocess.PIPE, text=True)
+        for name in ("a", "b", "c")
     ]
     ended = [(process.communicate(timeout=60)[1], process.returncode) for process in running]
     assert ended == [("", 0)] * 3
