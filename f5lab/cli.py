@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from f5lab import __version__, inert, paths
+from f5lab import __version__, inert, paths, remedies
 from f5lab.console import JsonFile, Progress, deliver, say_path
 from f5lab.errors import LabError, RunError, UsageError
 
@@ -66,19 +66,27 @@ def run(
     device: Device = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="Reduced budgets: fewer prompts and seeds.")] = False,
     cell_timeout: Annotated[int, typer.Option(min=1, metavar="SECONDS", help="Longest time for one cell.")] = 3600,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Finish this run, a folder under reports/, that was cut off.")
+    ] = None,
 ) -> None:
     """Execute the workbook on a case and write an HTML report.
 
     A notebook that fails is kept and marked in the report, the others still run, and the command exits with 1.
     """
     settings = _settings(set_ or [])
-    from f5lab import workbook
+    if resume is not None and (case or only or out or settings or quick or device != "auto"):
+        raise UsageError("--resume with a case or settings", expected="--resume RUN alone: it goes on as the run began")
+    from f5lab import resuming, workbook
 
     with Progress() as progress:
-        result = workbook.run(
-            case, only=[part for part in only.split(",") if part.strip()], out=out, settings=settings, device=device,
-            quick=quick, cell_timeout_s=cell_timeout, watch=progress.show,
-        )  # fmt: skip
+        if resume is not None:
+            result = resuming.resume(resume, cell_timeout_s=cell_timeout, watch=progress.show)
+        else:
+            result = workbook.run(
+                case, only=[part for part in only.split(",") if part.strip()], out=out, settings=settings, device=device,
+                quick=quick, cell_timeout_s=cell_timeout, watch=progress.show,
+            )  # fmt: skip
     say_path(result.index)
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
@@ -347,5 +355,8 @@ def _fail(message: str, status: int) -> None:
 
 def _one_line_hook(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
     """Say an unexpected error in one line; Python then exits with 1."""
-    line = inert.prose(" ".join(f"{kind.__name__}: {error}".split()))
-    sys.stderr.write(f"f5lab: {line}; run again with {TRACEBACK} to see where it comes from\n")
+    said = " ".join(f"{kind.__name__}: {error}".split())
+    line = remedies.explain(said)
+    if line == said:
+        line += f"; run again with {TRACEBACK} to see where it comes from"
+    sys.stderr.write(f"f5lab: {inert.prose(line)}\n")

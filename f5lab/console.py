@@ -128,5 +128,8 @@ class Progress:
         from f5lab.provenance import duration_text
 
         sign, style = ("✔", "green") if step.status == "ok" else ("✘", "bold red")
+        if step.kept:
+            sign, style = "=", "dim"
         line = Text(f"{sign} {step.notebook:<30} {duration_text(step.seconds):>12}  {step.findings} findings", style)
+        line.append("  kept from before" if step.kept else "")
         self.console.print(line.append(f"  {inert.prose(step.error)}" if step.error else "", "red"), soft_wrap=True)

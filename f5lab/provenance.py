@@ -80,6 +80,14 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+def code_digest() -> str:
+    """Return the SHA-256 of f5lab's own source: modules and templates, by name and content."""
+    package = Path(__file__).parent
+    files = sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    lines = (f"{paths.sha256_file(path)}  {path.relative_to(package).as_posix()}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def hardware() -> dict[str, Any]:
     """Return CPU model, cores, memory in bytes, GPU names (empty: none found) and operating system."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
