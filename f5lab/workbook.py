@@ -167,6 +167,10 @@ def execute(
     held : sequence of int
         From `run_folders.hold`.
     """
+    kept = [entry for entry in result.record["notebooks"] if entry["status"] == OK]
+    for entry in result.record["notebooks"]:
+        if entry["status"] != OK:
+            run_folders.clear(result.folder, entry["number"], kept)
     _save(result)
     with kernels.own_kernel() as scratch:
         for position, (notebook, entry) in enumerate(zip(chosen, result.record["notebooks"]), start=1):
@@ -190,7 +194,6 @@ def _run_one(
 ) -> bool:
     """Execute one notebook and write what it left; return False when the user wants to stop."""
     entry = result.record["notebooks"][step.position - 1]
-    run_folders.clear(result.folder, notebook.number, [e for e in result.record["notebooks"] if e["status"] == OK])
     verdict_before = _verdict_digest(result.folder)
     entry["status"] = RUNNING
     _save(result)

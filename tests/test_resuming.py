@@ -92,24 +92,33 @@ def test_only_what_failed_is_executed_again_and_findings_are_those_of_an_unbroke
     assert executed(root) == []
 
 
-def test_what_is_not_whole_is_executed_again(copied: tuple[Path, Path]) -> None:
+def test_what_is_not_whole_or_changed_is_executed_again(copied: tuple[Path, Path]) -> None:
     root, run = copied
-    (run / "audio" / "tone.flac").write_bytes(b"fLaC")
     (run / "findings" / "00.jsonl").write_text((run / "findings" / "00.jsonl").read_text()[:-20])
-    record = json.loads((run / "run.json").read_text())
-    record["notebooks"][2] |= {"status": "running", "outputs": {}}
-    change_record(run, notebooks=record["notebooks"])
-    assert resume(root, run).failed == []
-    assert executed(root) == ["00", "01", "02"]
-    again = json.loads((run / "run.json").read_text())["resumed"][0]["again"]
-    assert again == {"00_first": "what it left is not whole", "01_second": "it failed", "02_third": "it was cut off"}
-
-
-def test_a_changed_notebook_is_executed_again(copied: tuple[Path, Path]) -> None:
-    root, run = copied
     write_workbook(root, {"02_third": notebook("02", TALLY.format(number="02x"))})
     assert resume(root, run).failed == []
-    assert executed(root) == ["01", "02x"]
+    assert executed(root) == ["00", "01", "02x"]
+    again = json.loads((run / "run.json").read_text())["resumed"][0]["again"]
+    assert again == {
+        "00_first": "what it left is not whole", "01_second": "it failed", "02_third": "the notebook was changed",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"status": "running"}, "it was cut off"),
+        ({"status": "pending"}, "it never ran"),
+        ({"source": "0"}, "the notebook was changed"),
+        ({"parameters": {"n_prompts": {"value": 3}}}, "its parameters differ"),
+        ({"outputs": {}}, "what it left is not whole"),
+        ({"outputs": {"gone.html": "0"}}, "what it left is not whole"),
+    ],
+)
+def test_reasons_to_execute_again(made: tuple[Path, Path], changes: dict, reason: str) -> None:
+    entry = json.loads((made[1] / "run.json").read_text())["notebooks"][0]
+    assert resuming._why_again(made[1], {**entry, **changes}, entry) == reason
 
 
 def alter_checkpoint(root: Path, run: Path) -> None:
