@@ -1,6 +1,6 @@
 """Runs that are killed, interrupted, out of disk or run at once: what was there stays, and what was broken is finished.
 
-``F5LAB_KILLS=30`` kills 30 times instead of 3.
+``F5LAB_KILLS=30`` kills 30 times instead of 3, and fills a real small disk.
 """
 
 import json
@@ -11,11 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
 from toy_workbook import notebook, write_case, write_workbook
+
+from f5lab import resuming, workbook
+from f5lab.errors import RunError
 
 KILLS = int(os.environ.get("F5LAB_KILLS", "3"))
 CALLS = """from pathlib import Path
@@ -32,19 +36,20 @@ def number_calls(number: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("kills")
     write_workbook(folder, {f"0{i}_toy": notebook(f"0{i}", number_calls(f"0{i}")) for i in range(2)})
     write_case(folder)
     (folder / "tmp").mkdir()
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("F5LAB_ROOT", str(folder))
+        patch.setenv("F5LAB_CACHE", str(folder / "cache"))
+        yield folder
 
 
 def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ, "F5LAB_ROOT": str(root), "F5LAB_CACHE": str(root / "cache"), "TMPDIR": str(root / "tmp"),
-    }  # fmt: skip
     command = [sys.executable, "-m", "f5lab", "run", *arguments]
+    environment = {**os.environ, "TMPDIR": str(root / "tmp")}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -61,10 +66,9 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
 @pytest.fixture(scope="module")
 def whole(root: Path) -> tuple[Path, float]:
     """Return an unbroken run and the seconds that it took."""
-    begun = time.monotonic()
-    status, out, err = finish(start(root, str(root / "case" / "case.yaml"), "--out", str(root / "first")))
-    assert status == 0, err
-    return Path(out).parent, time.monotonic() - begun
+    result = workbook.run(root / "case" / "case.yaml", out=root / "first", notebooks_dir=root / "notebooks")
+    assert result.failed == []
+    return result.folder, result.record["seconds"]
 
 
 def assert_every_file_is_whole(folder: Path) -> None:
@@ -88,28 +92,36 @@ def assert_every_file_is_whole(folder: Path) -> None:
             assert entry["status"] != "ok" or all((folder / name).is_file() for name in entry["outputs"])
 
 
+def wait_for_folder(parent: Path) -> Path:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if found := list(parent.glob("*")):
+            return found[0]
+        time.sleep(0.02)
+    raise AssertionError(f"no run began in {parent}")
+
+
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_killed_run_is_finished_as_if_it_had_not_been(number: int, root: Path, whole: tuple[Path, float]) -> None:
     folder, seconds = whole
     rng = random.Random(1000 + number)
     before = state(folder), state(root / "case"), state(root / "notebooks")
     process = start(root, str(root / "case" / "case.yaml"), "--out", str(root / f"killed-{number}"))
-    time.sleep(rng.uniform(0.25, 0.95) * seconds)
+    run = wait_for_folder(root / f"killed-{number}")
+    time.sleep(rng.uniform(0.0, 0.95) * seconds)
     process.send_signal(signal.SIGINT if number % 3 == 1 else signal.SIGKILL)
     finish(process)
-    (run,) = (root / f"killed-{number}").glob("*") if (root / f"killed-{number}").exists() else (None,)
-    if run is not None and (run / "run.json").is_file():
-        assert_every_file_is_whole(run)
-        status, out, err = finish(start(root, "--resume", str(run)))
-        assert (status, Path(out).parent) == (0, run), err
+    assert_every_file_is_whole(run)
+    if (run / "run.json").is_file():
+        result = resuming.resume(run, notebooks_dir=root / "notebooks")
+        assert (result.failed, result.folder) == ([], run)
         assert_every_file_is_whole(run)
         assert not [path for path in run.rglob(".*")]
         assert (run / "findings.jsonl").read_bytes() == (folder / "findings.jsonl").read_bytes()
         assert json.loads((run / "run.json").read_text())["status"] == "ok"
-    elif run is not None:
-        status, out, err = finish(start(root, "--resume", str(run)))
-        assert (status, out) == (1, "")
-        assert "holds no run.json" in err
+    else:
+        with pytest.raises(RunError, match="holds no run.json"):
+            resuming.resume(run, notebooks_dir=root / "notebooks")
     assert (state(folder), state(root / "case"), state(root / "notebooks")) == before
 
 
@@ -136,6 +148,7 @@ cp -r "$run" "$4/finished"
 """
 
 
+@pytest.mark.skipif(KILLS <= 3, reason="fills a real disk with F5LAB_KILLS=30; tests/test_paths.py has the errors")
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare: a small disk can not be made")
 def test_a_full_disk_is_said_and_the_run_is_finished_when_there_is_room(
     root: Path, whole: tuple[Path, float], tmp_path: Path
@@ -146,7 +159,7 @@ def test_a_full_disk_is_said_and_the_run_is_finished_when_there_is_room(
     before = state(whole[0])
     command = ["unshare", "-rm", "sh", "-c", ON_A_SMALL_DISK, "sh", str(disk), sys.executable]
     command += [str(root / "case" / "case.yaml"), str(results)]
-    environment = {**os.environ, "F5LAB_ROOT": str(root), "F5LAB_CACHE": str(root / "cache"), "TMPDIR": str(root / "tmp")}
+    environment = {**os.environ, "TMPDIR": str(root / "tmp")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     if done.returncode in (1, 77) and not (results / "status1").exists():
         pytest.skip(f"a small disk can not be made here: {done.stderr.strip()}")
