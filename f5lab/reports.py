@@ -31,6 +31,8 @@ VERDICTS = ("supported", "refuted", "inconclusive")
 BEFORE, AFTER = "audio/06-repair-01.flac", "audio/06-repair-02.flac"
 """Where notebook 06 leaves the first prompt as inference speaks it, and repaired."""
 SETTINGS_CHARACTERS = 5000
+MOST_NAME_CHARACTERS = 200
+"""No file of a run has a longer path in it; the system refuses to look up one much longer."""
 _FIGURE = re.compile(r"^fig(?:ure)?\.?\s*(\d+)$", re.IGNORECASE)
 
 
@@ -203,7 +205,7 @@ def _finding_row(
 def _evidence_link(name: str, folder: Path, page: str | None, ids: set[str]) -> str | None:
     """Return where a piece of evidence is: a file of the run, a cell of the notebook, or one of its figures."""
     target = (folder / name).resolve()
-    if name and target.is_relative_to(folder.resolve()) and target.is_file():
+    if name and len(name) <= MOST_NAME_CHARACTERS and target.is_relative_to(folder.resolve()) and target.is_file():
         return quote(target.relative_to(folder.resolve()).as_posix().encode("utf-8", "surrogateescape"))
     if page is None:
         return None

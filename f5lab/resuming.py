@@ -113,4 +113,6 @@ def _changes(record: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[str]:
         changed += [f"{name} {old or 'absent'} → {new or 'absent'}"] if old != new else []
     changed += ["f5lab's code"] if record["code"] != fresh["code"] else []
     machine = ("cpu", "machine") if record["settings"]["device"] == "cpu" else ("cpu", "machine", "gpus")
-    return changed + [f"hardware: {key}" for key in machine if record["hardware"].get(key) != fresh["hardware"].get(key)]
+    return changed + [
+        f"hardware: {key}" for key in machine if record["hardware"].get(key) != fresh["hardware"].get(key)
+    ]

@@ -146,7 +146,7 @@ def provenance(case: Case, **facts: Any) -> Html:
     for label, path in named:
         if path is not None:
             mark = fingerprint(path)
-            text = f"{path.parent.name}/{path.name}, {size_text(mark.size)}, sha256 {mark.sha256[:16]}…"
+            text = f"{visible(path.parent.name, 60)}/{visible(path.name, 60)}, {size_text(mark.size)}, sha256 {mark.sha256[:16]}…"
             rows.append({"what": label, "value": text})
     known = versions()
     shown = ("python", "f5lab", "f5-tts", "torch", "openai-whisper", "vocos")

@@ -12,7 +12,9 @@ from f5lab.errors import RunError
 
 @pytest.mark.parametrize("stage", ["write", "fsync", "replace"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_leaves_what_was_there(stage: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_what_was_there(
+    stage: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "run.json"
     paths.write_text(target, "old")
 

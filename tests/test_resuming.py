@@ -83,7 +83,10 @@ def test_only_what_failed_is_executed_again_and_findings_are_those_of_an_unbroke
     assert (note["kept"], note["again"]) == (["00_first"], {"01_second": "it failed"})
     assert "resumed" in (run / "index.html").read_text()
     whole = workbook.run(
-        root / "case" / "case.yaml", out=tmp_path / "whole", notebooks_dir=root / "notebooks", settings={"n_prompts": "2"}
+        root / "case" / "case.yaml",
+        out=tmp_path / "whole",
+        notebooks_dir=root / "notebooks",
+        settings={"n_prompts": "2"},
     )
     assert (run / "findings.jsonl").read_bytes() == (whole.folder / "findings.jsonl").read_bytes()
     (root / "tally").unlink()
