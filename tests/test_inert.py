@@ -100,7 +100,7 @@ def test_figure_labels_are_short_and_never_formulas() -> None:
     from f5lab import plots
 
     figure = plots.intervals(
-        {text: (0.1, 0.0, 0.2) for text in PAYLOADS}, xlabel="CER", lines={"$x_{$": 0.1}, caption="".join(PAYLOADS)
+        dict.fromkeys(PAYLOADS, (0.1, 0.0, 0.2)), xlabel="CER", lines={"$x_{$": 0.1}, caption="".join(PAYLOADS)
     )
     figure.canvas.draw()
     width, height = figure.get_size_inches()

@@ -116,7 +116,7 @@ def test_a_killed_run_is_finished_as_if_it_had_not_been(number: int, root: Path,
         result = resuming.resume(run, notebooks_dir=root / "notebooks")
         assert (result.failed, result.folder) == ([], run)
         assert_every_file_is_whole(run)
-        assert not [path for path in run.rglob(".*")]
+        assert not list(run.rglob(".*"))
         assert (run / "findings.jsonl").read_bytes() == (folder / "findings.jsonl").read_bytes()
         assert json.loads((run / "run.json").read_text())["status"] == "ok"
     else:

@@ -56,7 +56,11 @@ def test_a_folder_that_can_not_be_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_new_folder_on_a_full_disk_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="make room there"), paths.new_folder(tmp_path / "bundle", RunError) as folder:
-        (folder / "half").write_text("x")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def write() -> None:
+        with paths.new_folder(tmp_path / "bundle", RunError) as folder:
+            (folder / "half").write_text("x")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(RunError, match="make room there"):
+        write()
     assert list(tmp_path.iterdir()) == []
