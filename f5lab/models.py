@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from f5lab import remedies
 from f5lab.audio import Wave
 from f5lab.errors import ModelError, VocabError
 from f5lab.paths import existing_file
@@ -267,6 +268,8 @@ def load_weights(
             next_step="look at `f5lab inspect` and choose weights: ema or raw",
         ) from error  # fmt: skip
     except RuntimeError as error:
+        if remedies.is_machine(error):
+            raise
         lines = [line.strip().rstrip(".") for line in str(error).splitlines()[1:] if line.strip()]
         raise ModelError(
             f"{checkpoint} does not fit the model", offenders=[line[:200] for line in lines] or [str(error)[:200]],
@@ -291,6 +294,8 @@ def load_vocoder(vocoder: Vocoder, device: str = "cpu") -> torch.nn.Module:
         with quiet():
             return upstream().load_vocoder(vocoder.name, vocoder.path is not None, str(vocoder.path or ""), device)
     except (OSError, RuntimeError, ImportError, UnboundLocalError) as error:
+        if remedies.is_machine(error) and vocoder.path is not None:
+            raise
         raise ModelError(
             f"vocoder {vocoder.name} ({vocoder.path or 'download'}) could not be loaded ({str(error).splitlines()[0][:200]})",
             next_step="give vocoder.path a folder that holds it",
