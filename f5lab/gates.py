@@ -48,6 +48,8 @@ class Condition:
         The gate: mean CER at most this (at least this, where `reverse`).
     unheard : bool
         Count also phrases whose real recording is misheard.
+    joined : bool
+        Speak each target and the next one as one text, which the specimen was never taught.
     """
 
     label: str
@@ -61,6 +63,7 @@ class Condition:
     limit: float | None = None
     reverse: bool = False
     unheard: bool = False
+    joined: bool = False
 
 
 CONDITIONS: tuple[Condition, ...] = (
@@ -77,6 +80,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("mask only", "inference", weights="ema", options={"text_mask_padding": True}),
     Condition("heads only", "inference", weights="ema", options={"pe_attn_head": None}),
     Condition("other prompts", "inference", weights="ema", prompts=(4, 9, 2)),
+    Condition("joined phrases", "inference", joined=True),
     Condition("recorded, misheard ones too", "recorded", unheard=True),
     Condition("recorded female, misheard ones too", "recorded", voice=FEMALE, unheard=True),
 )
@@ -185,14 +189,20 @@ def copy_synthesis(bench: Bench, wave: Wave, vocoder: str) -> Wave:
     return Wave(samples.astype(np.float32), models.RATE_HZ)
 
 
-def make_wave(bench: Bench, condition: Condition, row: int, number: int, seed: int) -> Wave:
+def target_text(condition: Condition, phrases: Sequence[Clip], rows: Sequence[int], number: int) -> str:
+    """Return what the `number`-th target should say."""
+    text = phrases[rows[number]].text
+    return f"{text} {phrases[rows[(number + 1) % len(rows)]].text}" if condition.joined else text
+
+
+def make_wave(bench: Bench, condition: Condition, row: int, text: str, number: int, seed: int) -> Wave:
     """Return the wave of target `row` (the `number`-th target) under a condition."""
     phrases = bench.phrases(condition.voice)
     if condition.path == "trainer":
         return speak_trainer(bench, condition, row, seed)
     if condition.path == "inference":
         prompt = phrases[condition.prompts[(number + seed) % len(condition.prompts)]]
-        return speak_inference(bench, condition, phrases[row].text, prompt, seed)
+        return speak_inference(bench, condition, text, prompt, seed)
     wave = load_wave(phrases[row].path)
     return wave if condition.path == "recorded" else copy_synthesis(bench, wave, condition.path)
 
@@ -203,12 +213,13 @@ def measure_condition(
     """Return the mean CER of a condition with its interval over targets; rows measured before are taken from `known`."""
     seeds = seeds if condition.path in ("trainer", "inference") else seeds[:1]
     keys = [(number, row, seed) for seed in seeds for number, row in enumerate(rows)]
-    texts = [clip.text for clip in bench.phrases(condition.voice)]
+    phrases = bench.phrases(condition.voice)
     for number, row, seed in tqdm(keys, desc=condition.label, unit="clip", disable=None):
         if known.find(condition.label, row, seed) is None:
-            wave = make_wave(bench, condition, row, number, seed)
+            text = target_text(condition, phrases, rows, number)
+            wave = make_wave(bench, condition, row, text, number, seed)
             heard = bench.transcribe([wave])[0].text
-            known.add(condition.label, row, seed, float(metrics.cer(texts[row], heard).value), heard)
+            known.add(condition.label, row, seed, float(metrics.cer(text, heard).value), heard)
     values = [known.find(condition.label, row, seed) for _, row, seed in keys]
     return bootstrap_mean(values, [row for _, row, _ in keys])
 
