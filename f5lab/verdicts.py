@@ -149,7 +149,7 @@ def markdown(verdict: Verdict, findings: dict[str, str] | None = None) -> str:
     lines = [f"**f5lab on {markdown_code(verdict.case)}**: {markdown_text(verdict.headline)}", ""]
     for rank, cause in enumerate(verdict.causes, start=1):
         name, summary = markdown_text(cause.id), markdown_text(cause.fix.summary)
-        title = catalogue.title_of(cause.id)
+        title = markdown_text(catalogue.title_of(cause.id))
         lines.append(f"{rank}. **{title}** ({name}), confidence {cause.confidence:.0%}. {summary}")
         if cause.effect is not None:
             lines.append(f"   - {markdown_text(cause.effect.text)}")

@@ -97,6 +97,7 @@ def test_machine_failures_pass_through_what_turns_errors_into_answers(
     with pytest.raises(OutOfMemoryError):
         diagnosis.examine(None, [fail])
     (tmp_path / "model.pt").write_bytes(b"")
+    monkeypatch.setattr(models, "open_weights_file", lambda path: None)
     monkeypatch.setattr(models, "upstream", lambda: type("Up", (), {"load_checkpoint": fail, "load_vocoder": fail}))
     with pytest.raises(OutOfMemoryError):
         models.load_weights(None, tmp_path / "model.pt", "ema")
@@ -115,6 +116,7 @@ def test_other_failures_are_still_answers(monkeypatch: pytest.MonkeyPatch, tmp_p
         raise RuntimeError("Error(s) in loading state_dict for CFM:\n\tsize mismatch for x.")
 
     (tmp_path / "model.pt").write_bytes(b"")
+    monkeypatch.setattr(models, "open_weights_file", lambda path: None)
     monkeypatch.setattr(models, "upstream", lambda: type("Up", (), {"load_checkpoint": fail}))
     with pytest.raises(ModelError, match="does not fit the model: size mismatch for x"):
         models.load_weights(None, tmp_path / "model.pt", "ema")
