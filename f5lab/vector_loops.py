@@ -1,0 +1,183 @@
+"""Loops over weights that a compiler turns into vector instructions, run without Python's lock.
+
+The arrays are taken in blocks that stay in a core's first cache, so that each byte is read once whatever is computed. All
+sums are float64 sums of float64 products of the stored values. Extremes are taken of the bit patterns: floats of one sign
+are ordered as whole numbers, and NaN and infinity are the largest. numba is imported here and nowhere else: it takes a
+second to start.
+"""
+
+import numba
+import numpy as np
+
+_LANES, _ROWS = 32, 15
+_GROUP = _LANES * _ROWS
+_BLOCK = 16 * _GROUP
+"""A counter of four bits holds 15 rows, a byte 16 times that."""
+_FREE_ORDER = {"reassoc", "contract", "nsz"}
+"""Sums may be taken in any order; NaN and infinity stay what they are."""
+
+
+@numba.njit(nogil=True, cache=True)
+def reduce_blocks(a, b, p, arrays, counted, sums, extremes, counts):  # type: ignore[no-untyped-def]
+    """Reduce one to three float32 arrays (a, b, base) of equal length; those beyond the number of `arrays` are empty.
+
+    Parameters
+    ----------
+    counted : bool
+        Whether to count exponents of a and b.
+    sums : array, shape=(11,), float64
+        Filled: a's energy and sum, b's, then ab, dd, pp, uu, vv, uv (as in `sums.Sums`) and the base's sum.
+    extremes : array, shape=(3, 3), int64
+        Filled for each array: bit pattern of the largest as signed, largest and smallest as unsigned number.
+    counts : array, shape=(2, 256), int64
+        Filled with the number of elements of a and b by biased exponent.
+
+    Returns
+    -------
+    int
+        Bit pattern of the largest |a - b|.
+    """
+    lanes = np.zeros((3, _LANES), np.uint64)
+    for i in range(3):
+        extremes[i, 0], extremes[i, 1], extremes[i, 2] = -(1 << 31), 0, 0xFFFFFFFF
+    largest = 0
+    for start in range(0, a.size, _BLOCK):
+        stop = min(start + _BLOCK, a.size)
+        x, y, q = a[start:stop], b[start:stop], p[start:stop]
+        sums[0], sums[1] = _add_energy(x, sums[0], sums[1])
+        top = _widen(x.view(np.int32), extremes[0])
+        if counted:
+            _count(x.view(np.int32), top, counts[0], lanes)
+        if arrays < 2:
+            continue
+        sums[2], sums[3] = _add_energy(y, sums[2], sums[3])
+        top = _widen(y.view(np.int32), extremes[1])
+        if counted:
+            _count(y.view(np.int32), top, counts[1], lanes)
+        largest = max(largest, _largest_step(x, y))
+        if arrays < 3:
+            _add_steps(x, y, sums)
+        else:
+            _widen(q.view(np.int32), extremes[2])
+            _add_steps_from(x, y, q, sums)
+    return largest
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FREE_ORDER)
+def _add_energy(x, energy, total):  # type: ignore[no-untyped-def]
+    e, t = 0.0, 0.0
+    for i in range(x.size):
+        v = np.float64(x[i])
+        e += v * v
+        t += v
+    return energy + e, total + t
+
+
+@numba.njit(nogil=True, cache=True)
+def _widen(bits, extremes):  # type: ignore[no-untyped-def]
+    """Widen the largest pattern as signed, the largest and the smallest as unsigned; return the block's top exponent."""
+    signed, high, low = np.int32(-2147483648), np.uint32(0), np.uint32(0xFFFFFFFF)
+    for i in range(bits.size):
+        v = bits[i]
+        signed = max(signed, v)
+        high = max(high, np.uint32(v))
+        low = min(low, np.uint32(v))
+    extremes[0] = max(extremes[0], np.int64(signed))
+    extremes[1] = max(extremes[1], np.int64(high))
+    extremes[2] = min(extremes[2], np.int64(low))
+    negative = np.int64(high & np.uint32(0x7FFFFFFF)) if high >= np.uint32(0x80000000) else 0
+    return max(np.int64(signed), negative, 0) >> 23
+
+
+@numba.njit(nogil=True, cache=True)
+def _count(bits, top, table, lanes):  # type: ignore[no-untyped-def]
+    """Count the exponents of a block none of which is above `top`.
+
+    Each of 32 lanes keeps sixteen 4-bit counters for the exponents from `top` down, the last one for all below. After 15
+    rows, before one can overflow, they are spread over bytes, and after the block the bytes are added up.
+    """
+    whole = bits.size - bits.size % _GROUP
+    highest, below, one, nibbles = np.int32(top << 23), np.int32(15 << 23), np.uint64(1), np.uint64(0x0F0F0F0F0F0F0F0F)
+    nibble, even, odd = lanes[0], lanes[1], lanes[2]
+    even[:] = 0
+    odd[:] = 0
+    for start in range(0, whole, _GROUP):
+        nibble[:] = 0
+        for row in range(start, start + _GROUP, _LANES):
+            values = bits[row : row + _LANES]
+            for i in range(_LANES):
+                down = min(np.int32(highest - np.int32(values[i] & np.int32(0x7F800000))), below)
+                nibble[i] += one << np.uint64(np.uint32(down) >> np.uint32(21))
+        far = np.uint64(0)
+        for i in range(_LANES):
+            even[i] += nibble[i] & nibbles
+            odd[i] += (nibble[i] >> np.uint64(4)) & nibbles
+            far |= nibble[i] >> np.uint64(60)
+        if far:
+            _count_one_by_one(bits[start : start + _GROUP], top - 15, table)
+    _add_bytes(even, odd, top, table)
+    _count_one_by_one(bits[whole:], 255, table)
+
+
+@numba.njit(nogil=True, cache=True)
+def _count_one_by_one(bits, top, table):  # type: ignore[no-untyped-def]
+    for i in range(bits.size):
+        exponent = np.int64(np.uint32(bits[i] & np.int32(0x7F800000)) >> np.uint32(23))
+        if exponent <= top:
+            table[exponent] += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _add_bytes(even, odd, top, table):  # type: ignore[no-untyped-def]
+    """Add the bytes of all lanes to the table; the last is left, what is in it was counted one by one."""
+    for k in range(8):
+        shift, first, second = np.uint64(8 * k), np.uint64(0), np.uint64(0)
+        for i in range(_LANES):
+            first += (even[i] >> shift) & np.uint64(255)
+            second += (odd[i] >> shift) & np.uint64(255)
+        if top >= 2 * k:
+            table[top - 2 * k] += np.int64(first)
+        if top > 2 * k and k < 7:
+            table[top - 2 * k - 1] += np.int64(second)
+
+
+@numba.njit(nogil=True, cache=True)
+def _largest_step(a, b):  # type: ignore[no-untyped-def]
+    largest = np.int32(0)
+    for i in range(a.size):
+        largest = max(largest, np.int32(np.float32(a[i] - b[i]).view(np.int32) & np.int32(0x7FFFFFFF)))
+    return np.int64(largest)
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FREE_ORDER)
+def _add_steps(a, b, sums):  # type: ignore[no-untyped-def]
+    ab, dd = 0.0, 0.0
+    for i in range(a.size):
+        x, y = np.float64(a[i]), np.float64(b[i])
+        d = x - y
+        ab += x * y
+        dd += d * d
+    sums[4] += ab
+    sums[5] += dd
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FREE_ORDER)
+def _add_steps_from(a, b, p, sums):  # type: ignore[no-untyped-def]
+    ab, dd, pp, uu, vv, uv, total = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(a.size):
+        x, y, q = np.float64(a[i]), np.float64(b[i]), np.float64(p[i])
+        d, u, v = x - y, x - q, y - q
+        ab += x * y
+        dd += d * d
+        pp += q * q
+        uu += u * u
+        vv += v * v
+        uv += u * v
+        total += q
+    sums[4] += ab
+    sums[5] += dd
+    sums[6] += pp
+    sums[7] += uu
+    sums[8] += vv
+    sums[9] += uv
+    sums[10] += total
