@@ -13,13 +13,16 @@ from torch import Tensor
 
 from f5lab import architectures, checkpoints, contents
 from f5lab.checkpoints import Checkpoint
-from f5lab.diffs import BLOCK, layer_of, module_of, one_thread
+from f5lab.diffs import layer_of, module_of
 from f5lab.errors import CheckpointError
 from f5lab.origins import preset_sentence, provenance
+from f5lab.scans import scan_weights
 from f5lab.specs import Weights
+from f5lab.stored_scans import scan_checkpoint
+from f5lab.sums import Totals
 
 __all__ = [
-    "RowMatch", "RowTest", "TensorFacts", "match_rows", "modules", "preset_sentence", "provenance", "report", "tensor_facts",
+    "RowMatch", "RowTest", "TensorFacts", "checkpoint_facts", "match_rows", "modules", "preset_sentence", "provenance", "report", "tensor_facts",
     "untouched_rows",
 ]  # fmt: skip
 
@@ -37,7 +40,7 @@ class TensorFacts:
 
     `state` is "ok", "not finite", "zero as initialised" (upstream starts it at zero: it never learned), "zero"
     (upstream does not: damaged) or "as initialised" (uniform within 1/sqrt(fan-in), torch's start for linear layers and
-    convolutions: hardly learned).
+    convolutions: hardly learned). `histogram` counts finite elements by magnitude, as `sums.Totals` has it.
     """
 
     name: str
@@ -56,6 +59,7 @@ class TensorFacts:
     inf: int
     zero_share: float
     state: str
+    histogram: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,24 +88,38 @@ class RowTest:
 
 
 def tensor_facts(weights: Mapping[str, Tensor]) -> list[TensorFacts]:
-    """Return the facts of every tensor, one at a time in float64."""
-    with one_thread():
-        return [_facts(name, tensor) for name, tensor in weights.items()]
+    """Return the facts of every tensor of a set of weights, in one pass."""
+    totals = scan_weights(weights).totals[0]
+    return [_facts(name, tensor, totals[name]) for name, tensor in weights.items()]
 
 
-def _facts(name: str, tensor: Tensor) -> TensorFacts:
-    moments = _moments(tensor.detach().flatten())
-    nan = inf = 0
-    if not math.isfinite(moments[0]):
-        values = tensor.detach().flatten()
-        nan, inf = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
-        moments = _moments(values[torch.isfinite(values)])
-    energy, total, low, high, zeros, n = moments
+def checkpoint_facts(checkpoint: Checkpoint, base: Checkpoint | None = None) -> dict[Weights, list[TensorFacts]]:
+    """Return the facts of every tensor of each slot, in the one pass that comparisons share (`scan_checkpoint`).
+
+    Parameters
+    ----------
+    base : Checkpoint, optional
+        Read with it, for whoever compares the two later.
+
+    Raises
+    ------
+    CheckpointError
+        A file changed while it was read.
+    """
+    found = scan_checkpoint(checkpoint, base)
+    return {
+        slot: [_facts(name, tensor, found.totals(slot)[name]) for name, tensor in checkpoint.weights(slot).items()]
+        for slot in checkpoint.slots
+    }
+
+
+def _facts(name: str, tensor: Tensor, totals: Totals) -> TensorFacts:
     stats: dict[str, float | None] = dict.fromkeys(("norm", "mean", "std", "minimum", "maximum"))
-    if n:
-        mean = total / n
-        std = math.sqrt(max(energy / n - mean**2, 0.0))
-        stats = {"norm": math.sqrt(energy), "mean": mean, "std": std, "minimum": low, "maximum": high}
+    if n := totals.finite:
+        mean = totals.total / n
+        std = math.sqrt(max(totals.energy / n - mean**2, 0.0))
+        ends = {"minimum": totals.minimum, "maximum": totals.maximum}
+        stats = {"norm": math.sqrt(totals.energy), "mean": mean, "std": std, **ends}
     return TensorFacts(
         name=name,
         module=module_of(name),
@@ -111,24 +129,12 @@ def _facts(name: str, tensor: Tensor) -> TensorFacts:
         parameters=tensor.numel(),
         bytes=tensor.numel() * tensor.element_size(),
         **stats,
-        nan=nan,
-        inf=inf,
-        zero_share=zeros / tensor.numel() if tensor.numel() else 0.0,
-        state=_state(name, tensor, stats, bool(nan or inf)),
+        nan=totals.nan,
+        inf=totals.inf,
+        zero_share=(totals.zeros or 0) / tensor.numel() if tensor.numel() else 0.0,
+        state=_state(name, tensor, stats, bool(totals.nan or totals.inf)),
+        histogram=totals.histogram,
     )
-
-
-def _moments(values: Tensor) -> tuple[float, float, float, float, int, int]:
-    """Return sum of squares, sum, minimum, maximum, zeros and count, block by block in float64."""
-    energy, total, low, high, zeros = 0.0, 0.0, math.inf, -math.inf, 0
-    for start in range(0, values.numel(), BLOCK):
-        block = values[start : start + BLOCK].double()
-        energy += float(torch.dot(block, block))
-        total += float(block.sum())
-        least, most = torch.aminmax(block)
-        low, high = min(low, float(least)), max(high, float(most))
-        zeros += block.numel() - int(torch.count_nonzero(block))
-    return energy, total, low, high, zeros, values.numel()
 
 
 def _state(name: str, tensor: Tensor, stats: Mapping[str, float | None], broken: bool) -> str:
@@ -305,7 +311,7 @@ def report(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
     """
     checkpoint = checkpoints.open_checkpoint(path)
     hashes = checkpoint.file.hashes(compute=verify)
-    facts = {slot: tensor_facts(checkpoint.weights(slot)) for slot in checkpoint.slots}
+    facts = checkpoint_facts(checkpoint)
     slot = checkpoint.slots[-1]
     rows = untouched_rows(checkpoint, slot)
     odd = [f for members in facts.values() for f in members if f.state != "ok"]

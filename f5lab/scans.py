@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import xxhash
 from numpy.typing import NDArray
@@ -92,7 +91,9 @@ def scan_weights(
         for batch, done in zip(work.batches, pool.map(work.reduce, work.batches), strict=True):
             for (job, *_), found in zip(batch, done, strict=True):
                 work.add(job, *found)
-    sums = {plan[i].name: _with_rounding(work.sums[i], plan[i].tensors) for i in sorted(work.sums, key=_order(plan, sets))}
+    sums = {
+        plan[i].name: _with_rounding(work.sums[i], plan[i].tensors) for i in sorted(work.sums, key=_order(plan, sets))
+    }
     totals = tuple({name: work.totals[i, name] for name in names} for i, names in enumerate(sets))
     digests = tuple(work.digest(i, names) for i, names in enumerate(sets)) if seed is not None else ()
     return Scan(totals, sums, reshaped, cut, digests)
@@ -116,7 +117,10 @@ class _Work:
         flat = [tensor.detach().reshape(-1)[start:stop] for tensor in job.tensors]
         hashes = [self._hash(part) for part in flat] if self.seed is not None and job.totals else []
         counted = self.counted and job.totals
-        found = [reduce_chunk([_values(t) for t in parts], counted=counted, compiled=self.compiled) for parts in _pieces(flat)]
+        found = [
+            reduce_chunk([_values(t) for t in parts], counted=counted, compiled=self.compiled)
+            for parts in _pieces(flat)
+        ]
         sums = [piece.sums for piece in found if piece.sums is not None]
         totals = tuple(_total(parts) for parts in zip(*(piece.totals for piece in found), strict=True))
         return Reduced(totals, sum(sums, Sums()) if job.compared else None), hashes

@@ -8,7 +8,9 @@ second to start.
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
+Floats = NDArray[np.float32]
 _LANES, _ROWS = 32, 15
 _GROUP = _LANES * _ROWS
 _BLOCK = 16 * _GROUP
@@ -18,7 +20,10 @@ _FREE_ORDER = {"reassoc", "contract", "nsz"}
 
 
 @numba.njit(nogil=True, cache=True)
-def reduce_blocks(a, b, p, arrays, counted, sums, extremes, counts):  # type: ignore[no-untyped-def]
+def reduce_blocks(
+    a: Floats, b: Floats, p: Floats, arrays: int, counted: bool,
+    sums: NDArray[np.float64], extremes: NDArray[np.int64], counts: NDArray[np.int64],
+) -> int:  # fmt: skip
     """Reduce one to three float32 arrays (a, b, base) of equal length; those beyond the number of `arrays` are empty.
 
     Parameters
