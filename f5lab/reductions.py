@@ -4,7 +4,9 @@ Two ways to the same figures: numpy in float64, and for many float32 values loop
 take a second to start and then read at the speed of memory.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,12 +18,14 @@ from f5lab.sums import BIAS, BINS, Sums, Totals
 Floats = NDArray[np.float64]
 _INFINITY = 0x7F800000
 _SIGN = 0x80000000
+_PART = 1 << 14
+"""Elements of a chunk with NaN or infinity that are gone over in float64."""
 _NO_VALUES = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """One chunk: totals of each array, sums of their differences (None for one array alone)."""
+    """One chunk: totals of a and b, sums of their differences (None for one array alone)."""
 
     totals: tuple[Totals, ...]
     sums: Sums | None
@@ -35,15 +39,27 @@ def reduce_chunk(arrays: Sequence[NDArray], *, counted: bool = True, compiled: b
     Parameters
     ----------
     counted : bool
-        Whether totals hold zeros and a histogram; those of a base never do.
+        Whether totals hold zeros and a histogram.
     compiled : bool
         Whether float32 arrays go through the compiled loops.
     """
-    if compiled and arrays[0].size and all(array.dtype == np.float32 for array in arrays):
-        found = _fast(arrays, counted)
-        if found is not None:
-            return found
-    return _exact(arrays, counted)
+    size = arrays[0].size
+    if not compiled or not size or any(array.dtype != np.float32 for array in arrays):
+        return _exact(arrays, counted)
+    found = _fast(arrays, counted)
+    if found is not None:
+        return found
+    if size <= _PART:
+        return _exact(arrays, counted)
+    parts = [[array[start : start + _PART] for array in arrays] for start in range(0, size, _PART)]
+    return add_reduced([reduce_chunk(part, counted=counted) for part in parts])
+
+
+def add_reduced(parts: Sequence[Reduced]) -> Reduced:
+    """Return what chunks come to together."""
+    totals = tuple(functools.reduce(operator.add, of_one) for of_one in zip(*(p.totals for p in parts), strict=True))
+    sums = [part.sums for part in parts if part.sums is not None]
+    return Reduced(totals, functools.reduce(operator.add, sums) if sums else None)
 
 
 def _fast(arrays: Sequence[NDArray[np.float32]], counted: bool) -> Reduced | None:
@@ -51,18 +67,19 @@ def _fast(arrays: Sequence[NDArray[np.float32]], counted: bool) -> Reduced | Non
     from f5lab.vector_loops import reduce_blocks
 
     a, b, p = (*map(np.ascontiguousarray, arrays), _NO_VALUES, _NO_VALUES)[:3]
-    sums, extremes, counts = np.zeros(11), np.zeros((3, 3), np.int64), np.zeros((2, BINS), np.int64)
+    sums, extremes, counts = np.zeros(8), np.zeros((3, 3), np.int64), np.zeros((2, BINS), np.int64)
     largest = reduce_blocks(a, b, p, len(arrays), counted, sums, extremes, counts)
     if _is_not_finite(extremes[: len(arrays)]) or largest >= _INFINITY:
         return None
-    energies, plain = (sums[0], sums[2], sums[6]), (sums[1], sums[3], sums[10])
-    histograms = (*counts, None) if counted else (None, None, None)
-    totals = tuple(map(_totals, arrays, energies, plain, extremes, histograms))
+    aa, ta, bb, tb, dd, pp, uu, vv = sums.tolist()
+    histograms = counts if counted else (None, None)
+    totals = tuple(map(_totals, arrays[:2], (aa, bb), (ta, tb), extremes, histograms))
     if len(arrays) == 1:
         return Reduced(totals, None)
-    aa, _, bb, _, ab, dd, pp, uu, vv, uv, _ = sums.tolist()
     step = float(np.array([largest], np.int32).view(np.float32)[0])
-    return Reduced(totals, Sums(n=a.size, aa=aa, bb=bb, ab=ab, dd=dd, largest=step, pp=pp, uu=uu, vv=vv, uv=uv))
+    uv = (uu + vv - dd) / 2 if len(arrays) == 3 else 0.0  # d = u - v
+    found = Sums(n=a.size, aa=aa, bb=bb, ab=(aa + bb - dd) / 2, dd=dd, largest=step, pp=pp, uu=uu, vv=vv, uv=uv)
+    return Reduced(totals, found)
 
 
 def _is_not_finite(extremes: NDArray[np.int64]) -> bool:
@@ -87,7 +104,8 @@ def _totals(
 
 
 def _bins(counts: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
-    return tuple((int(key), int(counts[key])) for key in np.nonzero(counts)[0])
+    keys = np.flatnonzero(counts)
+    return tuple(zip(keys.tolist(), counts[keys].tolist(), strict=True))
 
 
 def _exact(arrays: Sequence[NDArray], counted: bool) -> Reduced:
@@ -95,7 +113,7 @@ def _exact(arrays: Sequence[NDArray], counted: bool) -> Reduced:
     with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN
         values = [array.astype(np.float64) for array in arrays]
     fit = [np.isfinite(array) for array in values]
-    totals = tuple(_exact_totals(*pair, counted and i < 2) for i, pair in enumerate(zip(values, fit, strict=True)))
+    totals = tuple(_exact_totals(*pair, counted) for pair in zip(values[:2], fit[:2], strict=True))
     if len(arrays) == 1:
         return Reduced(totals, None)
     both = np.logical_and.reduce(fit)

@@ -16,7 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from f5lab.reductions import Reduced, reduce_chunk
+from f5lab.reductions import Reduced, add_reduced, reduce_chunk
 from f5lab.sums import Sums, Totals
 
 TEXT_ROWS = "transformer.text_embed.text_embed.weight"
@@ -37,7 +37,7 @@ class Scan:
     Attributes
     ----------
     totals : tuple of dict of str to Totals
-        For each set by name; zeros and histograms only where they were asked for, never of a base.
+        For a and b by name; zeros and histograms only where they were asked for.
     sums : dict of str to Sums
         Floating tensors in all sets, by name, in the order of the first set.
     reshaped : dict of str to str
@@ -94,7 +94,7 @@ def scan_weights(
     sums = {
         plan[i].name: _with_rounding(work.sums[i], plan[i].tensors) for i in sorted(work.sums, key=_order(plan, sets))
     }
-    totals = tuple({name: work.totals[i, name] for name in names} for i, names in enumerate(sets))
+    totals = tuple({name: work.totals[i, name] for name in names} for i, names in enumerate(sets[:2]))
     digests = tuple(work.digest(i, names) for i, names in enumerate(sets)) if seed is not None else ()
     return Scan(totals, sums, reshaped, cut, digests)
 
@@ -121,9 +121,8 @@ class _Work:
             reduce_chunk([_values(t) for t in parts], counted=counted, compiled=self.compiled)
             for parts in _pieces(flat)
         ]
-        sums = [piece.sums for piece in found if piece.sums is not None]
-        totals = tuple(_total(parts) for parts in zip(*(piece.totals for piece in found), strict=True))
-        return Reduced(totals, sum(sums, Sums()) if job.compared else None), hashes
+        whole = add_reduced(found)
+        return (whole if job.compared else Reduced(whole.totals, None)), hashes
 
     def _hash(self, part: Tensor) -> bytes:
         raw = part.contiguous().view(_BYTES.get(part.element_size(), torch.uint8)).numpy()
@@ -136,7 +135,7 @@ class _Work:
             self.sums[number] = self.sums.get(number, Sums()) + found.sums
         if not job.totals:
             return
-        for i, totals in zip(job.sets, found.totals, strict=True):
+        for i, totals in zip(job.sets, found.totals, strict=False):  # a third set has none
             known = self.totals.get((i, job.name))
             self.totals[i, job.name] = totals if known is None else known + totals
         for i, part in zip(job.sets, hashes, strict=bool(hashes)):
@@ -197,13 +196,6 @@ def _pieces(flat: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 def _values(part: Tensor) -> NDArray:
     """Return a chunk as numpy has it; the two half precisions as float32, which holds all of their values."""
     return (part.float() if part.dtype in ROUNDING else part).numpy()
-
-
-def _total(parts: Sequence[Totals]) -> Totals:
-    first, *others = parts
-    for other in others:
-        first = first + other
-    return first
 
 
 def _with_rounding(sums: Sums, tensors: Sequence[Tensor]) -> Sums:

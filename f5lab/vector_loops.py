@@ -8,15 +8,34 @@ second to start.
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 _LANES, _ROWS = 32, 15
 _GROUP = _LANES * _ROWS
 _BLOCK = 16 * _GROUP
-"""A counter of four bits holds 15 rows, a byte 16 times that."""
+"""A counter of four bits holds 15 rows, a byte 16 groups of them; a few blocks stay in a core's own caches."""
 _FREE_ORDER = {"reassoc", "contract", "nsz"}
 """Sums may be taken in any order; NaN and infinity stay what they are."""
+
+
+@intrinsic
+def _fetch(typing_context, array, index):  # type: ignore[no-untyped-def]
+    """Ask for an element of an array to be brought into the second cache, without waiting for it."""
+
+    def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        values = context.make_array(signature.args[0])(context, builder, arguments[0])
+        place = builder.bitcast(builder.gep(values.data, [arguments[1]]), cgutils.voidptr_t)
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(call, [place, number(0), number(2), number(1)])
+        return context.get_dummy_value()
+
+    return numba.types.void(array, numba.types.intp), build
 
 
 @numba.njit(nogil=True, cache=True)
@@ -30,8 +49,8 @@ def reduce_blocks(
     ----------
     counted : bool
         Whether to count exponents of a and b.
-    sums : array, shape=(11,), float64
-        Filled: a's energy and sum, b's, then ab, dd, pp, uu, vv, uv (as in `sums.Sums`) and the base's sum.
+    sums : array, shape=(8,), float64
+        Filled: aa, sum of a, bb, sum of b, dd, pp, uu, vv (as in `sums.Sums`).
     extremes : array, shape=(3, 3), int64
         Filled for each array: bit pattern of the largest as signed, largest and smallest as unsigned number.
     counts : array, shape=(2, 256), int64
@@ -49,22 +68,21 @@ def reduce_blocks(
     for start in range(0, a.size, _BLOCK):
         stop = min(start + _BLOCK, a.size)
         x, y, q = a[start:stop], b[start:stop], p[start:stop]
-        sums[0], sums[1] = _add_energy(x, sums[0], sums[1])
         top = _widen(x.view(np.int32), extremes[0])
         if counted:
-            _count(x.view(np.int32), top, counts[0], lanes)
-        if arrays < 2:
+            _count(x.view(np.int32), top, a[stop : stop + _BLOCK], counts[0], lanes)
+        if arrays == 1:
+            sums[0], sums[1] = _add_energy(x, sums[0], sums[1])
             continue
-        sums[2], sums[3] = _add_energy(y, sums[2], sums[3])
         top = _widen(y.view(np.int32), extremes[1])
         if counted:
-            _count(y.view(np.int32), top, counts[1], lanes)
+            _count(y.view(np.int32), top, (p if arrays == 3 else b)[stop : stop + _BLOCK], counts[1], lanes)
         largest = max(largest, _largest_step(x, y))
-        if arrays < 3:
-            _add_steps(x, y, sums)
+        if arrays == 2:
+            _add_pair(x, y, sums)
         else:
             _widen(q.view(np.int32), extremes[2])
-            _add_steps_from(x, y, q, sums)
+            _add_three(x, y, q, sums)
     return largest
 
 
@@ -95,8 +113,8 @@ def _widen(bits, extremes):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _count(bits, top, table, lanes):  # type: ignore[no-untyped-def]
-    """Count the exponents of a block none of which is above `top`.
+def _count(bits, top, ahead, table, lanes):  # type: ignore[no-untyped-def]
+    """Count the exponents of a block none of which is above `top`, and fetch `ahead`, which will be read next.
 
     Each of 32 lanes keeps sixteen 4-bit counters for the exponents from `top` down, the last one for all below. After 15
     rows, before one can overflow, they are spread over bytes, and after the block the bytes are added up.
@@ -104,12 +122,14 @@ def _count(bits, top, table, lanes):  # type: ignore[no-untyped-def]
     whole = bits.size - bits.size % _GROUP
     highest, below, one, nibbles = np.int32(top << 23), np.int32(15 << 23), np.uint64(1), np.uint64(0x0F0F0F0F0F0F0F0F)
     nibble, even, odd = lanes[0], lanes[1], lanes[2]
-    even[:] = 0
-    odd[:] = 0
+    lanes[:] = 0
     for start in range(0, whole, _GROUP):
         nibble[:] = 0
         for row in range(start, start + _GROUP, _LANES):
             values = bits[row : row + _LANES]
+            if row + _LANES <= ahead.size:
+                _fetch(ahead, row)
+                _fetch(ahead, row + _LANES // 2)
             for i in range(_LANES):
                 down = min(np.int32(highest - np.int32(values[i] & np.int32(0x7F800000))), below)
                 nibble[i] += one << np.uint64(np.uint32(down) >> np.uint32(21))
@@ -134,7 +154,7 @@ def _count_one_by_one(bits, top, table):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _add_bytes(even, odd, top, table):  # type: ignore[no-untyped-def]
-    """Add the bytes of all lanes to the table; the last is left, what is in it was counted one by one."""
+    """Add the bytes of all lanes to the table; what is in the last ones was counted one by one."""
     for k in range(8):
         shift, first, second = np.uint64(8 * k), np.uint64(0), np.uint64(0)
         for i in range(_LANES):
@@ -145,7 +165,6 @@ def _add_bytes(even, odd, top, table):  # type: ignore[no-untyped-def]
         if top > 2 * k and k < 7:
             table[top - 2 * k - 1] += np.int64(second)
 
-
 @numba.njit(nogil=True, cache=True)
 def _largest_step(a, b):  # type: ignore[no-untyped-def]
     largest = np.int32(0)
@@ -155,34 +174,42 @@ def _largest_step(a, b):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FREE_ORDER)
-def _add_steps(a, b, sums):  # type: ignore[no-untyped-def]
-    ab, dd = 0.0, 0.0
+def _add_pair(a, b, sums):  # type: ignore[no-untyped-def]
+    aa, ta, bb, tb, dd = 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(a.size):
         x, y = np.float64(a[i]), np.float64(b[i])
         d = x - y
-        ab += x * y
+        aa += x * x
+        ta += x
+        bb += y * y
+        tb += y
         dd += d * d
-    sums[4] += ab
-    sums[5] += dd
+    sums[0] += aa
+    sums[1] += ta
+    sums[2] += bb
+    sums[3] += tb
+    sums[4] += dd
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FREE_ORDER)
-def _add_steps_from(a, b, p, sums):  # type: ignore[no-untyped-def]
-    ab, dd, pp, uu, vv, uv, total = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+def _add_three(a, b, p, sums):  # type: ignore[no-untyped-def]
+    aa, ta, bb, tb, dd, pp, uu, vv = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(a.size):
         x, y, q = np.float64(a[i]), np.float64(b[i]), np.float64(p[i])
         d, u, v = x - y, x - q, y - q
-        ab += x * y
+        aa += x * x
+        ta += x
+        bb += y * y
+        tb += y
         dd += d * d
         pp += q * q
         uu += u * u
         vv += v * v
-        uv += u * v
-        total += q
-    sums[4] += ab
-    sums[5] += dd
-    sums[6] += pp
-    sums[7] += uu
-    sums[8] += vv
-    sums[9] += uv
-    sums[10] += total
+    sums[0] += aa
+    sums[1] += ta
+    sums[2] += bb
+    sums[3] += tb
+    sums[4] += dd
+    sums[5] += pp
+    sums[6] += uu
+    sums[7] += vv
