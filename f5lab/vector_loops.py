@@ -70,13 +70,13 @@ def reduce_blocks(
         x, y, q = a[start:stop], b[start:stop], p[start:stop]
         top = _widen(x.view(np.int32), extremes[0])
         if counted:
-            _count(x.view(np.int32), top, a[stop : stop + _BLOCK], counts[0], lanes)
+            _count(x.view(np.int32), top, counts[0], lanes, a[stop : stop + _BLOCK], p[:0])
         if arrays == 1:
             sums[0], sums[1] = _add_energy(x, sums[0], sums[1])
             continue
         top = _widen(y.view(np.int32), extremes[1])
         if counted:
-            _count(y.view(np.int32), top, (p if arrays == 3 else b)[stop : stop + _BLOCK], counts[1], lanes)
+            _count(y.view(np.int32), top, counts[1], lanes, b[stop : stop + _BLOCK], p[stop : stop + _BLOCK])
         largest = max(largest, _largest_step(x, y))
         if arrays == 2:
             _add_pair(x, y, sums)
@@ -113,8 +113,8 @@ def _widen(bits, extremes):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _count(bits, top, ahead, table, lanes):  # type: ignore[no-untyped-def]
-    """Count the exponents of a block none of which is above `top`, and fetch `ahead`, which will be read next.
+def _count(bits, top, table, lanes, ahead, beside):  # type: ignore[no-untyped-def]
+    """Count the exponents of a block none of which is above `top`, and fetch what will be read next.
 
     Each of 32 lanes keeps sixteen 4-bit counters for the exponents from `top` down, the last one for all below. After 15
     rows, before one can overflow, they are spread over bytes, and after the block the bytes are added up.
@@ -130,6 +130,9 @@ def _count(bits, top, ahead, table, lanes):  # type: ignore[no-untyped-def]
             if row + _LANES <= ahead.size:
                 _fetch(ahead, row)
                 _fetch(ahead, row + _LANES // 2)
+            if row + _LANES <= beside.size:
+                _fetch(beside, row)
+                _fetch(beside, row + _LANES // 2)
             for i in range(_LANES):
                 down = min(np.int32(highest - np.int32(values[i] & np.int32(0x7F800000))), below)
                 nibble[i] += one << np.uint64(np.uint32(down) >> np.uint32(21))
