@@ -114,6 +114,25 @@ def measure(files: dict[str, Path], groups: dict[str, str], tools: dict[str, Cal
     return results
 
 
+PEAK = """
+import os, resource, sys
+from f5lab import sandbox
+for path in sys.argv[1:]:
+    try: sandbox.read_manifest(os.open(path, os.O_RDONLY))
+    except sandbox.Refused: pass
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+"""
+
+
+def largest_reader(files: dict[str, Path]) -> int:
+    """Return the most bytes in memory of any process that read one of the files.
+
+    They are started by a small process: a child counts what its parent had when it was forked.
+    """
+    command = [sys.executable, "-c", PEAK, *map(str, files.values())]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def show(results: dict[str, Any], groups: dict[str, str], stopped: dict[str, set[str]]) -> None:
     """Print a table: how many files of each group each tool stopped."""
     sizes = Counter(groups.values())
@@ -159,7 +178,7 @@ def main() -> None:
         if given.modelscan:
             tools["modelscan"] = by_modelscan(given.modelscan, bad)
         found = measure(bad, groups, tools)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        peak = largest_reader(bad)
         if given.modelscan:
             tools["modelscan"] = by_modelscan(given.modelscan, good)
         kept = measure(good, dict.fromkeys(good, "benign"), tools)
@@ -168,10 +187,11 @@ def main() -> None:
     show(found, groups, stopped)
     print("benign files stopped")
     show(kept, dict.fromkeys(good, "benign"), stopped)
+    print(f"largest reading process of f5lab: {peak >> 20} MiB of {file_reader.MEMORY_BYTES >> 20} MiB")
     print(f"anything executed: {'YES' if executed else 'no'}")
     result = {
         "hostile": found, "benign": kept, "executed": executed, "reader_cap_bytes": file_reader.MEMORY_BYTES,
-        "largest_child_bytes": peak, "reader_wall_limit_s": processes.WALL_S, "hardware": provenance.hardware(),
+        "largest_reader_bytes": peak, "reader_wall_limit_s": processes.WALL_S, "hardware": provenance.hardware(),
         "versions": provenance.versions(),
     }  # fmt: skip
     given.out.mkdir(parents=True, exist_ok=True)

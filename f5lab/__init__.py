@@ -3,9 +3,10 @@
 Importing the package is cheap: neither torch nor f5_tts is loaded. Work with the modules, ``from f5lab import
 checkpoints, vocabs, samplers``; each imports only from the layers above it:
 
-0. ``errors`` ``specs`` ``presets`` ``paths`` ``findings`` ``verdicts`` ``catalogue`` ``provenance`` ``tables``: no torch; untrusted files:
-   ``refusals`` ``sources`` ``stored_tensors`` ``pickles`` ``zip_audit`` ``manifests`` ``safetensor_headers`` ``torch_files`` ``file_kinds``
-   ``file_reader`` ``processes`` ``opinion_reader`` ``sandbox`` ``second_opinion`` ``weights_files`` ``layouts``
+0. ``errors`` ``inert`` ``specs`` ``presets`` ``paths`` ``caches`` ``remedies`` ``findings`` ``verdicts`` ``catalogue`` ``provenance``
+   ``tables``: no torch; untrusted files: ``refusals`` ``sources`` ``stored_tensors`` ``pickles`` ``zip_audit`` ``manifests``
+   ``safetensor_headers`` ``torch_files`` ``file_kinds`` ``file_reader`` ``processes`` ``opinion_reader`` ``sandbox`` ``second_opinion``
+   ``weights_files`` ``layouts``
 1. ``mappings`` ``origins`` ``contents`` ``vocoder_folders``
    ``audio`` ``checkpoints`` ``anatomy`` ``architectures`` ``diffs`` ``ema`` ``schedules`` ``vocabs`` ``metrics`` ``statistics`` ``plots``
    ``figures``, one pass over weights: ``sums`` ``vector_loops`` ``reductions`` ``scans`` ``stored_scans``: numeric, know nothing of f5_tts
@@ -13,7 +14,7 @@ checkpoints, vocabs, samplers``; each imports only from the layers above it:
 3. ``samplers`` ``oracles`` ``cycles`` ``discovery``; the diagnosis: ``factors`` ``probes`` ``parity`` ``settings_search`` ``examinations``
    ``weight_faults`` ``setting_faults`` ``text_faults`` ``audio_faults`` ``listening`` ``diagnosis``; its calibration: ``planting`` ``plants*``
    ``calibration``; ``bundles`` ``bundle_speech`` ``spellings``; the specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``
-4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``workbook`` ``console`` ``cli``
+4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders`` ``workbook`` ``resuming`` ``console`` ``cli``
 """
 
 from typing import TYPE_CHECKING, Any

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from f5lab import remedies
 from f5lab.audio import Wave
 from f5lab.errors import ModelError, VocabError
 from f5lab.paths import existing_file
@@ -46,7 +47,7 @@ def upstream() -> SimpleNamespace:
         import matplotlib.pyplot as plt
 
         plt.switch_backend(backend)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _pipeline_later():
         warnings.simplefilter("ignore")
         import vocos
         from f5_tts.infer import utils_infer
@@ -68,6 +69,27 @@ def upstream() -> SimpleNamespace:
         preprocess_ref_audio_text=utils_infer.preprocess_ref_audio_text,
         vocos=vocos, Vocos=vocos.Vocos,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _pipeline_later() -> Iterator[None]:
+    """Let ``from transformers import pipeline`` load nothing: upstream wants it for its own recogniser, which f5lab never calls,
+    and it takes nearly half of the whole import."""
+    import transformers
+
+    def pipeline(*arguments: Any, **options: Any) -> Any:
+        from transformers.pipelines import pipeline as stock
+
+        return stock(*arguments, **options)
+
+    there = "pipeline" in vars(transformers)
+    if not there:
+        transformers.pipeline = pipeline  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if not there:
+            del transformers.pipeline  # type: ignore[attr-defined]
 
 
 def pick_device(device: str = "auto") -> str:
@@ -246,6 +268,8 @@ def load_weights(
             next_step="look at `f5lab inspect` and choose weights: ema or raw",
         ) from error  # fmt: skip
     except RuntimeError as error:
+        if remedies.is_machine(error):
+            raise
         lines = [line.strip().rstrip(".") for line in str(error).splitlines()[1:] if line.strip()]
         raise ModelError(
             f"{checkpoint} does not fit the model", offenders=[line[:200] for line in lines] or [str(error)[:200]],
@@ -270,6 +294,8 @@ def load_vocoder(vocoder: Vocoder, device: str = "cpu") -> torch.nn.Module:
         with quiet():
             return upstream().load_vocoder(vocoder.name, vocoder.path is not None, str(vocoder.path or ""), device)
     except (OSError, RuntimeError, ImportError, UnboundLocalError) as error:
+        if remedies.is_machine(error) and vocoder.path is not None:
+            raise
         raise ModelError(
             f"vocoder {vocoder.name} ({vocoder.path or 'download'}) could not be loaded ({str(error).splitlines()[0][:200]})",
             next_step="give vocoder.path a folder that holds it",

@@ -2,9 +2,10 @@
 
 import html
 import math
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from f5lab.inert import CLIP_CHARACTERS, visible
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -12,13 +13,9 @@ if TYPE_CHECKING:
     from f5lab.findings import Finding
     from f5lab.specs import Case
 
-CLIP_CHARACTERS = 160
 SHOWN_ROWS = 500
 SIGNS = {"supported": "✔", "refuted": "✘", "inconclusive": "?"}
 """A shape for each verdict, so that none is told by colour alone."""
-
-_SHOWN = {"\n": "↵", "\t": "⇥", "\r": "␍", "\0": "␀", "\x1b": "␛", "\ufeff": "⟨BOM⟩", "\xa0": "⟨NBSP⟩"}
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 class Html:
@@ -33,33 +30,6 @@ class Html:
 
     def __repr__(self) -> str:
         return self.text
-
-
-def visible(text: str, clip: int | None = CLIP_CHARACTERS) -> str:
-    """Return `text` with characters that a reader can not see written out, and no longer than `clip` characters.
-
-    Parameters
-    ----------
-    text : str
-    clip : int, optional
-        Characters of `text` kept; the number left out is stated. ``None``: all.
-
-    Examples
-    --------
-    >>> visible("a\\u202eb"), visible("tab\\t"), visible("abcdef", clip=3), visible(" ")
-    ('a⟨U+202E⟩b', 'tab⇥', 'abc… (+3)', '␠')
-    """
-    rest = max(0, len(text) - clip) if clip is not None else 0
-    kept = text[: len(text) - rest]
-    if kept and not kept.strip(" "):
-        return "␠" * len(kept)
-    shown = "".join(_SHOWN.get(c) or (f"⟨U+{ord(c):04X}⟩" if _is_hidden(c) else c) for c in kept)
-    return shown + (f"… (+{rest})" if rest else "")
-
-
-def _is_hidden(character: str) -> bool:
-    category = unicodedata.category(character)
-    return category in _HIDDEN or (category == "Zs" and character != " ")
 
 
 def cell_text(value: Any, clip: int | None = CLIP_CHARACTERS) -> str:
@@ -179,7 +149,7 @@ def provenance(case: "Case", **facts: Any) -> Html:
     for label, path in named:
         if path is not None:
             mark = fingerprint(path)
-            text = f"{path.parent.name}/{path.name}, {size_text(mark.size)}, sha256 {mark.sha256[:16]}…"
+            text = f"{visible(path.parent.name, 60)}/{visible(path.name, 60)}, {size_text(mark.size)}, sha256 {mark.sha256[:16]}…"
             rows.append({"what": label, "value": text})
     known = versions()
     shown = ("python", "f5lab", "f5-tts", "torch", "openai-whisper", "vocos")
