@@ -5,17 +5,15 @@ file can be made to pass for another). Digests are remembered by the files' iden
 results by the digests. Files below 64 MiB are read again each time, which takes no longer.
 """
 
-import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from f5lab import paths, provenance
+from f5lab import caches, provenance
 from f5lab.checkpoints import Checkpoint
 from f5lab.scans import Scan, scan_weights
 from f5lab.specs import Weights
@@ -23,6 +21,7 @@ from f5lab.sums import Sums, Totals
 
 VERSION = 1
 """To be raised whenever a figure, or how it is stored, changes its meaning."""
+_KIND = "scans"
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,14 @@ def scan_checkpoint(checkpoint: Checkpoint, base: Checkpoint | None = None) -> S
         same = len(sets) == 1 and sets[0][1] in base.slots
         sets.append((base, sets[0][1] if same else base_slot(base)))
     remembered = sum(_stored_bytes(*held) for held in sets) >= provenance.REMEMBER_BYTES
-    found = _recall(sets) if remembered else None
+    seed = _seed() if remembered else None
+    found = _recall(sets, seed) if seed is not None else None
     if found is None:
-        seed = _seed() if remembered else None
         found = scan_weights(*(file.weights(slot) for file, slot in sets), seed=seed)
         for file in {id(file): file for file, _ in sets}.values():
             file.confirm()
-        if remembered:
-            _remember(sets, found)
+        if seed is not None:
+            _remember(sets, found, seed)
     return StoredScan(tuple(sets), found)
 
 
@@ -82,45 +81,38 @@ def _stored_bytes(checkpoint: Checkpoint, slot: Weights) -> int:
 
 
 def _seed() -> int:
-    file = paths.cache_dir("scans") / "seed"
-    if not file.is_file() or len(file.read_text(encoding="ascii").strip()) != 16:
-        paths.write_text(file, secrets.token_hex(8) + "\n")
-    return int(file.read_text(encoding="ascii"), 16)
+    """Return the seed of this cache's digests; a new one, under which nothing is remembered, where there is none."""
+    stored = caches.read(_KIND, "seed")
+    if stored is None:
+        stored = secrets.token_bytes(8)
+        caches.write(_KIND, "seed", stored)
+    return int.from_bytes(stored, "little")
 
 
-def _digest_file(checkpoint: Checkpoint, slot: Weights) -> Path:
-    identities = [astuple(part.identity) for part in checkpoint.file.parts]
-    key = json.dumps([VERSION, identities, slot, _seed()])
-    return paths.cache_dir("scans", "digests") / hashlib.sha256(key.encode()).hexdigest()
+def _digest_key(checkpoint: Checkpoint, slot: Weights, seed: int) -> str:
+    return json.dumps([VERSION, "digest", [astuple(part.identity) for part in checkpoint.file.parts], slot, seed])
 
 
-def _result_file(digests: Sequence[str]) -> Path:
-    key = json.dumps([VERSION, *digests])
-    return paths.cache_dir("scans", "results") / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+def _result_key(digests: Sequence[str]) -> str:
+    return json.dumps([VERSION, "result", *digests])
 
 
-def _recall(sets: Sequence[tuple[Checkpoint, Weights]]) -> Scan | None:
+def _recall(sets: Sequence[tuple[Checkpoint, Weights]], seed: int) -> Scan | None:
     """Return what is remembered of these sets; None where nothing is, or what there is was damaged."""
-    memories = [_digest_file(*held) for held in sets]
-    if not all(memory.is_file() for memory in memories):
-        return None
-    digests = tuple(memory.read_text(encoding="utf-8", errors="replace").strip() for memory in memories)
-    file = _result_file(digests)
-    if not file.is_file():
-        return None
-    check, _, text = file.read_bytes().partition(b"\n")
-    if check != hashlib.sha256(text).hexdigest().encode():
-        return None
-    data = json.loads(text)
-    return _rebuild(data) if data["version"] == VERSION and tuple(data["digests"]) == digests else None
+    digests = []
+    for held in sets:
+        stored = caches.read(_KIND, _digest_key(*held, seed))
+        if stored is None:
+            return None
+        digests.append(stored.decode("ascii"))
+    result = caches.read(_KIND, _result_key(digests))
+    return _rebuild(json.loads(result)) if result is not None else None
 
 
-def _remember(sets: Sequence[tuple[Checkpoint, Weights]], scan: Scan) -> None:
-    text = json.dumps({"version": VERSION} | asdict(scan))
-    check = hashlib.sha256(text.encode()).hexdigest()
-    paths.write_text(_result_file(scan.digests), f"{check}\n{text}")
+def _remember(sets: Sequence[tuple[Checkpoint, Weights]], scan: Scan, seed: int) -> None:
+    caches.write(_KIND, _result_key(scan.digests), json.dumps(asdict(scan)).encode("ascii"))
     for held, digest in zip(sets, scan.digests, strict=True):
-        paths.write_text(_digest_file(*held), digest + "\n")
+        caches.write(_KIND, _digest_key(*held, seed), digest.encode("ascii"))
 
 
 def _rebuild(data: Mapping[str, Any]) -> Scan:

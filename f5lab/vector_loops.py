@@ -26,7 +26,7 @@ _FREE_ORDER = {"reassoc", "contract", "nsz"}
 def _fetch(typing_context, array, index):  # type: ignore[no-untyped-def]
     """Ask for an element of an array to be brought into the second cache, without waiting for it."""
 
-    def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def _build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         values = context.make_array(signature.args[0])(context, builder, arguments[0])
         place = builder.bitcast(builder.gep(values.data, [arguments[1]]), cgutils.voidptr_t)
         number = ir.IntType(32)
@@ -35,7 +35,7 @@ def _fetch(typing_context, array, index):  # type: ignore[no-untyped-def]
         builder.call(call, [place, number(0), number(2), number(1)])
         return context.get_dummy_value()
 
-    return numba.types.void(array, numba.types.intp), build
+    return numba.types.void(array, numba.types.intp), _build
 
 
 @numba.njit(nogil=True, cache=True)
@@ -167,6 +167,7 @@ def _add_bytes(even, odd, top, table):  # type: ignore[no-untyped-def]
             table[top - 2 * k] += np.int64(first)
         if top > 2 * k and k < 7:
             table[top - 2 * k - 1] += np.int64(second)
+
 
 @numba.njit(nogil=True, cache=True)
 def _largest_step(a, b):  # type: ignore[no-untyped-def]
