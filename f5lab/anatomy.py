@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from f5lab.origins import preset_sentence, provenance
 from f5lab.scans import scan_weights
 from f5lab.specs import Weights
 from f5lab.stored_scans import scan_checkpoint
-from f5lab.sums import Totals
+from f5lab.sums import Totals, bin_range
 
 __all__ = [
-    "RowMatch", "RowTest", "TensorFacts", "checkpoint_facts", "match_rows", "modules", "preset_sentence", "provenance", "report", "tensor_facts",
-    "untouched_rows",
+    "RowMatch", "RowTest", "TensorFacts", "checkpoint_facts", "match_rows", "modules", "preset_sentence", "provenance",
+    "report", "sum_histograms", "tensor_facts", "untouched_rows",
 ]  # fmt: skip
 
 ROW_TOLERANCE = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -175,6 +175,24 @@ def modules(facts: list[TensorFacts]) -> list[dict[str, Any]]:
     return rows
 
 
+def sum_histograms(facts: Sequence[TensorFacts]) -> dict[int, int]:
+    """Return the number of finite weights by magnitude, of all tensors together; keys as `sums.bin_range` has them."""
+    counts: Counter[int] = Counter()
+    for fact in facts:
+        counts.update(dict(fact.histogram))
+    return dict(sorted(counts.items()))
+
+
+def _magnitudes(facts: Mapping[Weights, Sequence[TensorFacts]]) -> list[dict[str, Any]]:
+    """Return the histogram of each slot as rows, one for each power of two."""
+    counts = {slot: sum_histograms(members) for slot, members in facts.items()}
+    rows = []
+    for key in sorted(set().union(*counts.values())):
+        start, stop = bin_range(key)
+        rows.append({"from": start, "below": stop} | {slot: held.get(key, 0) for slot, held in counts.items()})
+    return rows
+
+
 def untouched_rows(checkpoint: Checkpoint, slot: Weights, base: Mapping[str, Tensor] | None = None) -> RowTest:
     """Find text-embedding rows that no training text ever used.
 
@@ -319,6 +337,7 @@ def report(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
         "rotary": asdict(architectures.check_rope(checkpoint.weights(slot))),
         "text_rows": {"test": rows.test, "rows": rows.rows, "untouched": list(rows.untouched), "limit": rows.limit},
         "modules": modules(facts[slot]),
+        "magnitudes": _magnitudes(facts),
         "odd_tensors": [{"name": f.name, "state": f.state, "nan": f.nan, "inf": f.inf} for f in odd],
     }
     found = contents.describe(checkpoint, hashes, verify=verify) | found

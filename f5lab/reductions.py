@@ -9,6 +9,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,16 @@ _SIGN = 0x80000000
 _PART = 1 << 14
 """Elements of a chunk with NaN or infinity that are gone over in float64."""
 _NO_VALUES = np.empty(0, np.float32)
+_IN_CACHE = 96 << 10
+"""Elements of all arrays together that are hashed and then reduced, out of a core's second cache."""
+_NO_EXTREMES = (-(1 << 31), 0, 0xFFFFFFFF)
+
+
+class Hasher(Protocol):
+    """What takes in bytes for a digest."""
+
+    def update(self, data: NDArray, /) -> None:
+        """Take in the bytes of an array that lies in one piece."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,9 @@ class Reduced:
     sums: Sums | None
 
 
-def reduce_chunk(arrays: Sequence[NDArray], *, counted: bool = True, compiled: bool = True) -> Reduced:
+def reduce_chunk(
+    arrays: Sequence[NDArray], *, counted: bool = True, compiled: bool = True, hashers: Sequence[Hasher] = ()
+) -> Reduced:
     """Reduce one array, or two or three of equal length (a, b, base), shape=(n,), in one read.
 
     Elements that are not finite are left out of totals array by array, and of the sums where any side is not finite.
@@ -42,11 +55,15 @@ def reduce_chunk(arrays: Sequence[NDArray], *, counted: bool = True, compiled: b
         Whether totals hold zeros and a histogram.
     compiled : bool
         Whether float32 arrays go through the compiled loops.
+    hashers : sequence of Hasher
+        One for each array, or none: each takes in its array's bytes while they are in the cache.
     """
     size = arrays[0].size
     if not compiled or not size or any(array.dtype != np.float32 for array in arrays):
+        for hasher, array in zip(hashers, arrays, strict=bool(hashers)):
+            hasher.update(np.ascontiguousarray(array))
         return _exact(arrays, counted)
-    found = _fast(arrays, counted)
+    found = _fast(arrays, counted, hashers)
     if found is not None:
         return found
     if size <= _PART:
@@ -62,13 +79,18 @@ def add_reduced(parts: Sequence[Reduced]) -> Reduced:
     return Reduced(totals, functools.reduce(operator.add, sums) if sums else None)
 
 
-def _fast(arrays: Sequence[NDArray[np.float32]], counted: bool) -> Reduced | None:
+def _fast(arrays: Sequence[NDArray[np.float32]], counted: bool, hashers: Sequence[Hasher]) -> Reduced | None:
     """Return what the compiled loops find; None where an element or a difference is not finite."""
     from f5lab.vector_loops import reduce_blocks
 
     a, b, p = (*map(np.ascontiguousarray, arrays), _NO_VALUES, _NO_VALUES)[:3]
-    sums, extremes, counts = np.zeros(8), np.zeros((3, 3), np.int64), np.zeros((2, BINS), np.int64)
-    largest = reduce_blocks(a, b, p, len(arrays), counted, sums, extremes, counts)
+    sums, extremes, counts = np.zeros(8), np.array([_NO_EXTREMES] * 3, np.int64), np.zeros((2, BINS), np.int64)
+    largest, step = 0, _IN_CACHE // len(arrays) if hashers else a.size
+    for start in range(0, a.size, step):
+        part = [array[start : start + step] for array in (a, b, p)]
+        for hasher, array in zip(hashers, part, strict=False):
+            hasher.update(array)
+        largest = max(largest, reduce_blocks(*part, len(arrays), counted, sums, extremes, counts))
     if _is_not_finite(extremes[: len(arrays)]) or largest >= _INFINITY:
         return None
     aa, ta, bb, tb, dd, pp, uu, vv = sums.tolist()

@@ -115,18 +115,15 @@ class _Work:
 
     def _reduce(self, job: _Job, start: int, stop: int) -> tuple[Reduced, list[bytes]]:
         flat = [tensor.detach().reshape(-1)[start:stop] for tensor in job.tensors]
-        hashes = [self._hash(part) for part in flat] if self.seed is not None and job.totals else []
-        counted = self.counted and job.totals
-        found = [
-            reduce_chunk([_values(t) for t in parts], counted=counted, compiled=self.compiled)
-            for parts in _pieces(flat)
-        ]
-        whole = add_reduced(found)
+        hashers = [xxhash.xxh3_128(seed=self.seed) for _ in flat] if self.seed is not None and job.totals else []
+        plain = all(part.dtype == torch.float32 for part in flat)
+        if not plain:
+            for hasher, part in zip(hashers, flat, strict=bool(hashers)):
+                hasher.update(part.contiguous().view(_BYTES.get(part.element_size(), torch.uint8)).numpy())
+        options = {"counted": self.counted and job.totals, "compiled": self.compiled, "hashers": hashers * plain}
+        whole = add_reduced([reduce_chunk([_values(part) for part in parts], **options) for parts in _pieces(flat)])
+        hashes = [hasher.digest() for hasher in hashers]
         return (whole if job.compared else Reduced(whole.totals, None)), hashes
-
-    def _hash(self, part: Tensor) -> bytes:
-        raw = part.contiguous().view(_BYTES.get(part.element_size(), torch.uint8)).numpy()
-        return xxhash.xxh3_128(raw, self.seed or 0).digest()
 
     def add(self, number: int, found: Reduced, hashes: Sequence[bytes]) -> None:
         """Add what was found in one chunk to what is known of its tensors."""

@@ -50,11 +50,11 @@ def reduce_blocks(
     counted : bool
         Whether to count exponents of a and b.
     sums : array, shape=(8,), float64
-        Filled: aa, sum of a, bb, sum of b, dd, pp, uu, vv (as in `sums.Sums`).
+        Added to: aa, sum of a, bb, sum of b, dd, pp, uu, vv (as in `sums.Sums`).
     extremes : array, shape=(3, 3), int64
-        Filled for each array: bit pattern of the largest as signed, largest and smallest as unsigned number.
+        Widened for each array: bit pattern of the largest as signed, largest and smallest as unsigned number.
     counts : array, shape=(2, 256), int64
-        Filled with the number of elements of a and b by biased exponent.
+        The number of elements of a and b is added, by biased exponent.
 
     Returns
     -------
@@ -62,8 +62,6 @@ def reduce_blocks(
         Bit pattern of the largest |a - b|.
     """
     lanes = np.zeros((3, _LANES), np.uint64)
-    for i in range(3):
-        extremes[i, 0], extremes[i, 1], extremes[i, 2] = -(1 << 31), 0, 0xFFFFFFFF
     largest = 0
     for start in range(0, a.size, _BLOCK):
         stop = min(start + _BLOCK, a.size)
