@@ -190,19 +190,17 @@ def test_another_file_in_its_place_is_read(tmp_path: Path, remembering: list[int
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["altered", "cut"])
-def test_a_damaged_memory_is_not_believed(tmp_path: Path, remembering: list[int], cut: bool) -> None:
+@pytest.mark.parametrize("place", [0, 1, 4], ids=["seed", "digest", "result"])
+def test_a_damaged_memory_is_not_believed(tmp_path: Path, remembering: list[int], cut: bool, place: int) -> None:
     tuned, base = toy_pair(tmp_path)
     known = ema.report(tuned, base)
-    entries = list((paths.cache_dir() / "scans").rglob("*.entry"))
+    entries = sorted((paths.cache_dir() / "scans").rglob("*.entry"), key=lambda entry: entry.stat().st_size)
     assert len(entries) == 5  # a seed, three digests and a result
-    for turn, entry in enumerate(entries):
-        content = entry.read_bytes()
-        middle = len(content) - 4
-        entry.write_bytes(
-            content[:middle] if cut else content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-        )
-        assert ema.report(tuned, base) == known
-        assert len(remembering) == 2 + turn
+    content = entries[place].read_bytes()
+    start, last, end = content[:-4], content[-4], content[-3:]
+    entries[place].write_bytes(start if cut else start + bytes([last ^ 1]) + end)
+    assert ema.report(tuned, base) == known
+    assert remembering == [3, 3]
 
 
 def test_weights_that_change_while_they_are_read_are_refused(
