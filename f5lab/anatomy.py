@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -328,8 +329,10 @@ def report(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
         The file is refused, is no F5-TTS checkpoint, or changed while it was read.
     """
     checkpoint = checkpoints.open_checkpoint(path)
-    hashes = checkpoint.file.hashes(compute=verify)
-    facts = checkpoint_facts(checkpoint)
+    with ThreadPoolExecutor(1) as beside:
+        hashing = beside.submit(checkpoint.file.hashes, compute=verify)
+        facts = checkpoint_facts(checkpoint)
+        hashes = hashing.result()
     slot = checkpoint.slots[-1]
     rows = untouched_rows(checkpoint, slot)
     odd = [f for members in facts.values() for f in members if f.state != "ok"]
