@@ -9,7 +9,7 @@ checkpoints, vocabs, samplers``; each imports only from the layers above it:
    ``weights_files`` ``layouts``
 1. ``mappings`` ``origins`` ``contents`` ``vocoder_folders``
    ``audio`` ``checkpoints`` ``anatomy`` ``architectures`` ``diffs`` ``ema`` ``schedules`` ``vocabs`` ``metrics`` ``statistics`` ``plots``
-   ``figures``: numeric, know nothing of f5_tts
+   ``figures``, one pass over weights: ``sums`` ``vector_loops`` ``reductions`` ``scans`` ``stored_scans``: numeric, know nothing of f5_tts
 2. ``models`` (the one importer of f5_tts and vocos), ``asr`` (the one importer of whisper), ``whisper_weights`` ``speakers``
 3. ``samplers`` ``oracles`` ``cycles`` ``discovery``; the diagnosis: ``factors`` ``probes`` ``parity`` ``settings_search`` ``examinations``
    ``weight_faults`` ``setting_faults`` ``text_faults`` ``audio_faults`` ``listening`` ``diagnosis``; its calibration: ``planting`` ``plants*``

@@ -3,7 +3,8 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from torch import Tensor
 
 from f5lab import architectures, checkpoints, contents
 from f5lab.checkpoints import Checkpoint
-from f5lab.diffs import BLOCK, layer_of, module_of, one_thread
+from f5lab.diffs import layer_of, module_of
 from f5lab.errors import CheckpointError
 from f5lab.origins import preset_sentence, provenance
+from f5lab.scans import scan_weights
 from f5lab.specs import Weights
+from f5lab.stored_scans import scan_checkpoint
+from f5lab.sums import Totals, bin_range
 
 __all__ = [
-    "RowMatch", "RowTest", "TensorFacts", "match_rows", "modules", "preset_sentence", "provenance", "report", "tensor_facts",
-    "untouched_rows",
+    "RowMatch", "RowTest", "TensorFacts", "checkpoint_facts", "match_rows", "modules", "preset_sentence", "provenance",
+    "report", "sum_histograms", "tensor_facts", "untouched_rows",
 ]  # fmt: skip
 
 ROW_TOLERANCE = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -37,7 +41,7 @@ class TensorFacts:
 
     `state` is "ok", "not finite", "zero as initialised" (upstream starts it at zero: it never learned), "zero"
     (upstream does not: damaged) or "as initialised" (uniform within 1/sqrt(fan-in), torch's start for linear layers and
-    convolutions: hardly learned).
+    convolutions: hardly learned). `histogram` counts finite elements by magnitude, as `sums.Totals` has it.
     """
 
     name: str
@@ -56,6 +60,7 @@ class TensorFacts:
     inf: int
     zero_share: float
     state: str
+    histogram: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,24 +89,38 @@ class RowTest:
 
 
 def tensor_facts(weights: Mapping[str, Tensor]) -> list[TensorFacts]:
-    """Return the facts of every tensor, one at a time in float64."""
-    with one_thread():
-        return [_facts(name, tensor) for name, tensor in weights.items()]
+    """Return the facts of every tensor of a set of weights, in one pass."""
+    totals = scan_weights(weights).totals[0]
+    return [_facts(name, tensor, totals[name]) for name, tensor in weights.items()]
 
 
-def _facts(name: str, tensor: Tensor) -> TensorFacts:
-    moments = _moments(tensor.detach().flatten())
-    nan = inf = 0
-    if not math.isfinite(moments[0]):
-        values = tensor.detach().flatten()
-        nan, inf = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
-        moments = _moments(values[torch.isfinite(values)])
-    energy, total, low, high, zeros, n = moments
+def checkpoint_facts(checkpoint: Checkpoint, base: Checkpoint | None = None) -> dict[Weights, list[TensorFacts]]:
+    """Return the facts of every tensor of each slot, in the one pass that comparisons share (`scan_checkpoint`).
+
+    Parameters
+    ----------
+    base : Checkpoint, optional
+        Read with it, for whoever compares the two later.
+
+    Raises
+    ------
+    CheckpointError
+        A file changed while it was read.
+    """
+    found = scan_checkpoint(checkpoint, base)
+    return {
+        slot: [_facts(name, tensor, found.totals(slot)[name]) for name, tensor in checkpoint.weights(slot).items()]
+        for slot in checkpoint.slots
+    }
+
+
+def _facts(name: str, tensor: Tensor, totals: Totals) -> TensorFacts:
     stats: dict[str, float | None] = dict.fromkeys(("norm", "mean", "std", "minimum", "maximum"))
-    if n:
-        mean = total / n
-        std = math.sqrt(max(energy / n - mean**2, 0.0))
-        stats = {"norm": math.sqrt(energy), "mean": mean, "std": std, "minimum": low, "maximum": high}
+    if n := totals.finite:
+        mean = totals.total / n
+        std = math.sqrt(max(totals.energy / n - mean**2, 0.0))
+        ends = {"minimum": totals.minimum, "maximum": totals.maximum}
+        stats = {"norm": math.sqrt(totals.energy), "mean": mean, "std": std, **ends}
     return TensorFacts(
         name=name,
         module=module_of(name),
@@ -111,24 +130,12 @@ def _facts(name: str, tensor: Tensor) -> TensorFacts:
         parameters=tensor.numel(),
         bytes=tensor.numel() * tensor.element_size(),
         **stats,
-        nan=nan,
-        inf=inf,
-        zero_share=zeros / tensor.numel() if tensor.numel() else 0.0,
-        state=_state(name, tensor, stats, bool(nan or inf)),
+        nan=totals.nan,
+        inf=totals.inf,
+        zero_share=(totals.zeros or 0) / tensor.numel() if tensor.numel() else 0.0,
+        state=_state(name, tensor, stats, bool(totals.nan or totals.inf)),
+        histogram=totals.histogram,
     )
-
-
-def _moments(values: Tensor) -> tuple[float, float, float, float, int, int]:
-    """Return sum of squares, sum, minimum, maximum, zeros and count, block by block in float64."""
-    energy, total, low, high, zeros = 0.0, 0.0, math.inf, -math.inf, 0
-    for start in range(0, values.numel(), BLOCK):
-        block = values[start : start + BLOCK].double()
-        energy += float(torch.dot(block, block))
-        total += float(block.sum())
-        least, most = torch.aminmax(block)
-        low, high = min(low, float(least)), max(high, float(most))
-        zeros += block.numel() - int(torch.count_nonzero(block))
-    return energy, total, low, high, zeros, values.numel()
 
 
 def _state(name: str, tensor: Tensor, stats: Mapping[str, float | None], broken: bool) -> str:
@@ -166,6 +173,24 @@ def modules(facts: list[TensorFacts]) -> list[dict[str, Any]]:
                 "odd": sorted(odd),
             }
         )
+    return rows
+
+
+def sum_histograms(facts: Sequence[TensorFacts]) -> dict[int, int]:
+    """Return the number of finite weights by magnitude, of all tensors together; keys as `sums.bin_range` has them."""
+    counts: Counter[int] = Counter()
+    for fact in facts:
+        counts.update(dict(fact.histogram))
+    return dict(sorted(counts.items()))
+
+
+def _magnitudes(facts: Mapping[Weights, Sequence[TensorFacts]]) -> list[dict[str, Any]]:
+    """Return the histogram of each slot as rows, one for each power of two."""
+    counts = {slot: sum_histograms(members) for slot, members in facts.items()}
+    rows = []
+    for key in sorted(set().union(*counts.values())):
+        start, stop = bin_range(key)
+        rows.append({"from": start, "below": stop} | {slot: held.get(key, 0) for slot, held in counts.items()})
     return rows
 
 
@@ -304,8 +329,10 @@ def report(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
         The file is refused, is no F5-TTS checkpoint, or changed while it was read.
     """
     checkpoint = checkpoints.open_checkpoint(path)
-    hashes = checkpoint.file.hashes(compute=verify)
-    facts = {slot: tensor_facts(checkpoint.weights(slot)) for slot in checkpoint.slots}
+    with ThreadPoolExecutor(1) as beside:
+        hashing = beside.submit(checkpoint.file.hashes, compute=verify)
+        facts = checkpoint_facts(checkpoint)
+        hashes = hashing.result()
     slot = checkpoint.slots[-1]
     rows = untouched_rows(checkpoint, slot)
     odd = [f for members in facts.values() for f in members if f.state != "ok"]
@@ -313,6 +340,7 @@ def report(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
         "rotary": asdict(architectures.check_rope(checkpoint.weights(slot))),
         "text_rows": {"test": rows.test, "rows": rows.rows, "untouched": list(rows.untouched), "limit": rows.limit},
         "modules": modules(facts[slot]),
+        "magnitudes": _magnitudes(facts),
         "odd_tensors": [{"name": f.name, "state": f.state, "nan": f.nan, "inf": f.inf} for f in odd],
     }
     found = contents.describe(checkpoint, hashes, verify=verify) | found

@@ -36,6 +36,7 @@ from f5lab import checkpoints, diffs, schedules
 from f5lab.checkpoints import Checkpoint
 from f5lab.diffs import Comparison
 from f5lab.errors import CheckpointError, LabError
+from f5lab.stored_scans import base_slot, scan_checkpoint, weights_of
 
 BETA = 0.9999
 UPDATE_EVERY = 10
@@ -303,7 +304,7 @@ def _judge_with_base(overall: diffs.Sums) -> list[SlotNotice]:
 
 def choose_base(base: Checkpoint) -> dict[str, Any]:
     """Return the base's weights as the trainer takes them: its EMA, where it has one."""
-    return base.weights("ema" if "ema" in base.slots else base.slots[0])
+    return base.weights(base_slot(base))
 
 
 @dataclass(frozen=True)
@@ -328,19 +329,18 @@ class Study:
 
 def study(checkpoint: Checkpoint, base: Checkpoint | None = None) -> Study:
     """Compare what a checkpoint holds, as far as it goes."""
-    if set(checkpoint.slots) == {"raw", "ema"}:
-        reference = choose_base(base) if base is not None else None
-        comparison = diffs.compare(checkpoint.weights("raw"), checkpoint.weights("ema"), reference)
-        compared = "raw against EMA" + (", both from the base" if reference is not None else "")
-        share = base_share(checkpoint, comparison, base)
-        return Study(checkpoint, base, compared, comparison, share, tuple(judge_slots(checkpoint, comparison)))
-    slot, notices = checkpoint.slots[0], tuple(judge_slots(checkpoint))
-    if base is None:
+    slot = checkpoint.slots[0]
+    if len(checkpoint.slots) == 1 and base is None:
         reason = f"{checkpoint.path.name} holds {slot} weights only: nothing to compare"
-        return Study(checkpoint, base, reason, None, None, notices)
-    other = slot if slot in base.slots else base.slots[0]
-    comparison = diffs.compare(checkpoint.weights(slot), base.weights(other))
-    return Study(checkpoint, base, f"{slot} of A against {other} of B", comparison, None, notices)
+        return Study(checkpoint, base, reason, None, None, tuple(judge_slots(checkpoint)))
+    found = scan_checkpoint(checkpoint, base)
+    comparison = diffs.comparison_of(found.scan, *weights_of(found))
+    if len(checkpoint.slots) == 1:
+        compared = f"{slot} of A against {found.sets[1][1]} of B"
+        return Study(checkpoint, base, compared, comparison, None, tuple(judge_slots(checkpoint)))
+    compared = "raw against EMA" + (", both from the base" if base is not None else "")
+    share = base_share(checkpoint, comparison, base)
+    return Study(checkpoint, base, compared, comparison, share, tuple(judge_slots(checkpoint, comparison)))
 
 
 def sibling_points(study: Study, limit: int = 3) -> list[tuple[int, float]]:
@@ -425,6 +425,7 @@ def report(a: str | FilePath, b: str | FilePath | None = None) -> dict[str, Any]
         "only_in_b": list(comparison.only_b),
         "reshaped": comparison.reshaped,
         "text_rows_cut": comparison.cut_rows,
+        "values_left_out": overall.left_out,
         "overall": diffs.as_records([("all", overall)], comparison.has_base)[0],
         "modules": diffs.as_records(comparison.modules().items(), comparison.has_base),
     }

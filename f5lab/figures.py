@@ -9,9 +9,10 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from f5lab import ema
-from f5lab.anatomy import RowMatch, TensorFacts
+from f5lab.anatomy import RowMatch, TensorFacts, sum_histograms
 from f5lab.diffs import Comparison, Sums
 from f5lab.plots import PALETTE, label_text
+from f5lab.sums import BIAS, bin_range
 
 
 def plot_layer_map(values: Mapping[tuple[str, int | None], float | None], ax: Axes, *, label: str) -> QuadMesh:
@@ -50,6 +51,29 @@ def layer_maps(
     figure, axes = plt.subplots(len(panels), 1, figsize=(7.6, height * len(panels)), squeeze=False)
     for ax, (label, pick) in zip(axes.flat, panels, strict=True):
         plot_layer_map({key: pick(sums) for key, sums in layers.items()}, ax, label=label)
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
+    return figure
+
+
+def magnitudes(facts: Mapping[str, Sequence[TensorFacts]], *, caption: str = "") -> Figure:
+    """Draw how many weights of each slot have which magnitude, by powers of two, on logarithmic scales.
+
+    Parameters
+    ----------
+    facts : mapping of str to sequence of TensorFacts
+        By slot.
+    """
+    figure, ax = plt.subplots(figsize=(7.6, 2.8))
+    for i, (slot, members) in enumerate(facts.items()):
+        counts = sum_histograms(members)
+        zeros = counts.pop(0, 0)
+        keys = range(min(counts, default=BIAS), max(counts, default=BIAS) + 1)
+        heights = [counts.get(key, 0) for key in keys]
+        edges = [bin_range(key)[0] for key in keys] + [bin_range(keys[-1])[1]]
+        ax.stairs(heights, edges, color=PALETTE[i], label=f"{label_text(slot, 20)} ({zeros:,} zero or below 2^-126)")
+    ax.axvline(2.0**-14, color="#888", lw=0.8, ls=":", label="fp16: fewer digits left of this")
+    ax.set(xscale="log", yscale="log", xlabel="|weight|", ylabel="weights in a power of two")
+    ax.legend()
     figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure
 

@@ -1,7 +1,8 @@
 """Detectors for faults in the weights themselves: EMA, slots, prefixes, damage, rotary buffer, the wrong file."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -172,7 +173,8 @@ def _sample_updates(exam: Exam) -> list[int]:
 
 def detect_damage(exam: Exam) -> list[Suspicion]:
     """Look for values that are not finite, emptied matrices, and tensors that moved far more than all others."""
-    problems = [f"{slot}: {text}" for slot in _used_slots(exam) for text in _broken_tensors(exam, slot)]
+    facts = anatomy.checkpoint_facts(exam.checkpoint, exam.base)
+    problems = [f"{slot}: {text}" for slot in _used_slots(exam) for text in _broken_tensors(exam, slot, facts[slot])]
     if not problems:
         problems = _outliers(exam)
     if not problems:
@@ -188,10 +190,10 @@ def _used_slots(exam: Exam) -> list[Weights]:
     return sorted(slots, key=lambda slot: slot != exam.inference.weights)
 
 
-def _broken_tensors(exam: Exam, slot: Weights) -> list[str]:
+def _broken_tensors(exam: Exam, slot: Weights, tensors: Sequence[anatomy.TensorFacts]) -> list[str]:
     fresh = _is_fresh(exam.weights(slot))
     found = []
-    for facts in anatomy.tensor_facts(exam.weights(slot)):
+    for facts in tensors:
         if facts.state == "not finite":
             found.append(f"{facts.name} holds {facts.nan} NaN and {facts.inf} infinite values")
         elif facts.name.endswith("weight") and len(facts.shape) > 1 and not fresh and facts.zero_share > 0.2:
@@ -201,19 +203,37 @@ def _broken_tensors(exam: Exam, slot: Weights) -> list[str]:
 
 def _outliers(exam: Exam) -> list[str]:
     """Return tensors whose change, against the base or between the slots, is far beyond that of all others."""
-    pairs = []
-    slots = exam.checkpoint.slots
-    if exam.base is not None:
-        pairs += [(f"{slot} against the base", exam.weights(slot), ema.choose_base(exam.base)) for slot in slots]
-    elif len(slots) == 2:
-        pairs.append(("raw against EMA", exam.weights("raw"), exam.weights("ema")))
     found = []
-    for label, a, b in pairs:
-        rows = [(row.name, row.sums.relative_l2 or 0.0) for row in diffs.compare(a, b).rows if len(row.shape) > 1]
+    for label, rows in _changes(exam).items():
         median = float(np.median([value for _, value in rows]))
         far = [(name, value) for name, value in rows if value > max(LEAST_MOVE, OUTLIER * median)]
         found += [f"{name} moved by {value:.2f} of its length ({label}; median {median:.3g})" for name, value in far]
     return found
+
+
+def _raw_from_base(sums: diffs.Sums) -> float | None:
+    return math.sqrt(sums.uu / sums.aa) if sums.aa else None
+
+
+def _ema_from_base(sums: diffs.Sums) -> float | None:
+    return math.sqrt(sums.vv / sums.bb) if sums.bb else None
+
+
+def _changes(exam: Exam) -> dict[str, list[tuple[str, float]]]:
+    """Return (matrix, change against its length) of each slot against the base, or of raw against EMA."""
+    ways: dict[str, Callable[[diffs.Sums], float | None]]
+    if exam.base is None:
+        ways = {"raw against EMA": lambda s: s.relative_l2} if exam.study.has_both else {}
+        comparison = exam.study.comparison
+    elif exam.study.has_both:
+        ways = {"raw against the base": _raw_from_base, "ema against the base": _ema_from_base}
+        comparison = exam.study.comparison
+    else:
+        slot = exam.checkpoint.slots[0]
+        ways = {f"{slot} against the base": lambda s: s.relative_l2}
+        comparison = diffs.compare(exam.weights(slot), ema.choose_base(exam.base))
+    rows = [row for row in comparison.rows if len(row.shape) > 1] if comparison is not None else []
+    return {label: [(row.name, change(row.sums) or 0.0) for row in rows] for label, change in ways.items()}
 
 
 def detect_rope(exam: Exam) -> list[Suspicion]:

@@ -10,6 +10,7 @@ import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -28,6 +29,7 @@ from f5lab.stored_tensors import ITEM_BYTES, Storage, StoredTensor
 
 _EXPECTED = "a checkpoint of F5-TTS (.pt of the trainer, pruned .pt, or .safetensors)"
 _REMEMBERED = 32
+_READERS = 8
 _known: "OrderedDict[Identity, Manifest]" = OrderedDict()
 
 
@@ -107,7 +109,9 @@ class Part:
         if self._damaged is None:
             crcs = self.manifest.crcs
             stored = [s for s in self.manifest.storages if s.key in crcs and s.count]
-            self._damaged = [s.key for s in stored if self._crc(s) != crcs[s.key]]
+            with ThreadPoolExecutor(min(os.cpu_count() or 1, _READERS)) as pool:
+                found = list(pool.map(self._crc, stored))
+            self._damaged = [s.key for s, crc in zip(stored, found, strict=True) if crc != crcs[s.key]]
         return self._damaged
 
     def _crc(self, storage: Storage) -> int:

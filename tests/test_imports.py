@@ -16,6 +16,7 @@ LAYERS = [
     },
     {
         "mappings", "origins", "contents", "vocoder_folders",
+        "sums", "vector_loops", "reductions", "scans", "stored_scans",
         "anatomy", "architectures", "audio", "checkpoints", "diffs", "ema", "figures", "metrics", "plots", "schedules",
         "statistics", "vocabs",
     },
@@ -34,6 +35,8 @@ SOLE_IMPORTERS = {
     "whisper": {"asr", "whisper_weights"},
     "resemblyzer": {"speakers"},
     "papermill": {"kernels"},
+    "numba": {"vector_loops"},
+    "xxhash": {"scans"},
     "nbconvert": {"markup", "reports"},
     "picklescan": {"opinion_reader"},
 }

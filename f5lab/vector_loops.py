@@ -1,0 +1,217 @@
+"""Loops over weights that a compiler turns into vector instructions, run without Python's lock.
+
+The arrays are taken in blocks that stay in a core's first cache, so that each byte is read once whatever is computed. All
+sums are float64 sums of float64 products of the stored values. Extremes are taken of the bit patterns: floats of one sign
+are ordered as whole numbers, and NaN and infinity are the largest. numba is imported here and nowhere else: it takes a
+second to start.
+"""
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+_LANES, _ROWS = 32, 15
+_GROUP = _LANES * _ROWS
+_BLOCK = 16 * _GROUP
+"""A counter of four bits holds 15 rows, a byte 16 groups of them; a few blocks stay in a core's own caches."""
+_FREE_ORDER = {"reassoc", "contract", "nsz"}
+"""Sums may be taken in any order; NaN and infinity stay what they are."""
+
+
+@intrinsic
+def _fetch(typing_context, array, index):  # type: ignore[no-untyped-def]
+    """Ask for an element of an array to be brought into the second cache, without waiting for it."""
+
+    def _build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        values = context.make_array(signature.args[0])(context, builder, arguments[0])
+        place = builder.bitcast(builder.gep(values.data, [arguments[1]]), cgutils.voidptr_t)
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(call, [place, number(0), number(2), number(1)])
+        return context.get_dummy_value()
+
+    return numba.types.void(array, numba.types.intp), _build
+
+
+@numba.njit(nogil=True, cache=True)
+def reduce_blocks(
+    a: Floats, b: Floats, p: Floats, arrays: int, counted: bool,
+    sums: NDArray[np.float64], extremes: NDArray[np.int64], counts: NDArray[np.int64],
+) -> int:  # fmt: skip
+    """Reduce one to three float32 arrays (a, b, base) of equal length; those beyond the number of `arrays` are empty.
+
+    Parameters
+    ----------
+    counted : bool
+        Whether to count exponents of a and b.
+    sums : array, shape=(8,), float64
+        Added to: aa, sum of a, bb, sum of b, dd, pp, uu, vv (as in `sums.Sums`).
+    extremes : array, shape=(3, 3), int64
+        Widened for each array: bit pattern of the largest as signed, largest and smallest as unsigned number.
+    counts : array, shape=(2, 256), int64
+        The number of elements of a and b is added, by biased exponent.
+
+    Returns
+    -------
+    int
+        Bit pattern of the largest |a - b|.
+    """
+    lanes = np.zeros((3, _LANES), np.uint64)
+    largest = 0
+    for start in range(0, a.size, _BLOCK):
+        stop = min(start + _BLOCK, a.size)
+        x, y, q = a[start:stop], b[start:stop], p[start:stop]
+        top = _widen(x.view(np.int32), extremes[0])
+        if counted:
+            _count(x.view(np.int32), top, counts[0], lanes, a[stop : stop + _BLOCK], p[:0])
+        if arrays == 1:
+            sums[0], sums[1] = _add_energy(x, sums[0], sums[1])
+            continue
+        top = _widen(y.view(np.int32), extremes[1])
+        if counted:
+            _count(y.view(np.int32), top, counts[1], lanes, b[stop : stop + _BLOCK], p[stop : stop + _BLOCK])
+        largest = max(largest, _largest_step(x, y))
+        if arrays == 2:
+            _add_pair(x, y, sums)
+        else:
+            _widen(q.view(np.int32), extremes[2])
+            _add_three(x, y, q, sums)
+    return largest
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FREE_ORDER)
+def _add_energy(x, energy, total):  # type: ignore[no-untyped-def]
+    e, t = 0.0, 0.0
+    for i in range(x.size):
+        v = np.float64(x[i])
+        e += v * v
+        t += v
+    return energy + e, total + t
+
+
+@numba.njit(nogil=True, cache=True)
+def _widen(bits, extremes):  # type: ignore[no-untyped-def]
+    """Widen the largest pattern as signed, the largest and the smallest as unsigned; return the block's top exponent."""
+    signed, high, low = np.int32(-2147483648), np.uint32(0), np.uint32(0xFFFFFFFF)
+    for i in range(bits.size):
+        v = bits[i]
+        signed = max(signed, v)
+        high = max(high, np.uint32(v))
+        low = min(low, np.uint32(v))
+    extremes[0] = max(extremes[0], np.int64(signed))
+    extremes[1] = max(extremes[1], np.int64(high))
+    extremes[2] = min(extremes[2], np.int64(low))
+    negative = np.int64(high & np.uint32(0x7FFFFFFF)) if high >= np.uint32(0x80000000) else 0
+    return max(np.int64(signed), negative, 0) >> 23
+
+
+@numba.njit(nogil=True, cache=True)
+def _count(bits, top, table, lanes, ahead, beside):  # type: ignore[no-untyped-def]
+    """Count the exponents of a block none of which is above `top`, and fetch what will be read next.
+
+    Each of 32 lanes keeps sixteen 4-bit counters for the exponents from `top` down, the last one for all below. After 15
+    rows, before one can overflow, they are spread over bytes, and after the block the bytes are added up.
+    """
+    whole = bits.size - bits.size % _GROUP
+    highest, below, one, nibbles = np.int32(top << 23), np.int32(15 << 23), np.uint64(1), np.uint64(0x0F0F0F0F0F0F0F0F)
+    nibble, even, odd = lanes[0], lanes[1], lanes[2]
+    lanes[:] = 0
+    for start in range(0, whole, _GROUP):
+        nibble[:] = 0
+        for row in range(start, start + _GROUP, _LANES):
+            values = bits[row : row + _LANES]
+            if row + _LANES <= ahead.size:
+                _fetch(ahead, row)
+                _fetch(ahead, row + _LANES // 2)
+            if row + _LANES <= beside.size:
+                _fetch(beside, row)
+                _fetch(beside, row + _LANES // 2)
+            for i in range(_LANES):
+                down = min(np.int32(highest - np.int32(values[i] & np.int32(0x7F800000))), below)
+                nibble[i] += one << np.uint64(np.uint32(down) >> np.uint32(21))
+        far = np.uint64(0)
+        for i in range(_LANES):
+            even[i] += nibble[i] & nibbles
+            odd[i] += (nibble[i] >> np.uint64(4)) & nibbles
+            far |= nibble[i] >> np.uint64(60)
+        if far:
+            _count_one_by_one(bits[start : start + _GROUP], top - 15, table)
+    _add_bytes(even, odd, top, table)
+    _count_one_by_one(bits[whole:], 255, table)
+
+
+@numba.njit(nogil=True, cache=True)
+def _count_one_by_one(bits, top, table):  # type: ignore[no-untyped-def]
+    for i in range(bits.size):
+        exponent = np.int64(np.uint32(bits[i] & np.int32(0x7F800000)) >> np.uint32(23))
+        if exponent <= top:
+            table[exponent] += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _add_bytes(even, odd, top, table):  # type: ignore[no-untyped-def]
+    """Add the bytes of all lanes to the table; what is in the last ones was counted one by one."""
+    for k in range(8):
+        shift, first, second = np.uint64(8 * k), np.uint64(0), np.uint64(0)
+        for i in range(_LANES):
+            first += (even[i] >> shift) & np.uint64(255)
+            second += (odd[i] >> shift) & np.uint64(255)
+        if top >= 2 * k:
+            table[top - 2 * k] += np.int64(first)
+        if top > 2 * k and k < 7:
+            table[top - 2 * k - 1] += np.int64(second)
+
+
+@numba.njit(nogil=True, cache=True)
+def _largest_step(a, b):  # type: ignore[no-untyped-def]
+    largest = np.int32(0)
+    for i in range(a.size):
+        largest = max(largest, np.int32(np.float32(a[i] - b[i]).view(np.int32) & np.int32(0x7FFFFFFF)))
+    return np.int64(largest)
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FREE_ORDER)
+def _add_pair(a, b, sums):  # type: ignore[no-untyped-def]
+    aa, ta, bb, tb, dd = 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(a.size):
+        x, y = np.float64(a[i]), np.float64(b[i])
+        d = x - y
+        aa += x * x
+        ta += x
+        bb += y * y
+        tb += y
+        dd += d * d
+    sums[0] += aa
+    sums[1] += ta
+    sums[2] += bb
+    sums[3] += tb
+    sums[4] += dd
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FREE_ORDER)
+def _add_three(a, b, p, sums):  # type: ignore[no-untyped-def]
+    aa, ta, bb, tb, dd, pp, uu, vv = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(a.size):
+        x, y, q = np.float64(a[i]), np.float64(b[i]), np.float64(p[i])
+        d, u, v = x - y, x - q, y - q
+        aa += x * x
+        ta += x
+        bb += y * y
+        tb += y
+        dd += d * d
+        pp += q * q
+        uu += u * u
+        vv += v * v
+    sums[0] += aa
+    sums[1] += ta
+    sums[2] += bb
+    sums[3] += tb
+    sums[4] += dd
+    sums[5] += pp
+    sums[6] += uu
+    sums[7] += vv
