@@ -10,7 +10,8 @@ checkpoints, vocabs, samplers``; each imports only from the layers above it:
 3. ``samplers`` ``oracles`` ``cycles`` ``discovery``; the diagnosis: ``factors`` ``probes`` ``parity`` ``settings_search`` ``examinations``
    ``weight_faults`` ``setting_faults`` ``text_faults`` ``audio_faults`` ``listening`` ``diagnosis``; its calibration: ``planting`` ``plants*``
    ``calibration``; ``bundles`` ``bundle_speech`` ``spellings``; the specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``
-4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``workbook`` ``console`` ``cli``
+4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``workbook`` ``console`` ``cli``; finished runs: ``privacy`` ``runs``
+   ``run_index`` ``comparisons`` ``redaction`` ``sharing`` ``archives`` ``cli_runs``
 """
 
 from importlib.metadata import PackageNotFoundError, version

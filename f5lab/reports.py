@@ -19,7 +19,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from f5lab import markup, tables, verdicts
+from f5lab import __version__, markup, tables, verdicts
 from f5lab.findings import Finding
 from f5lab.provenance import duration_text, size_text
 from f5lab.verdicts import Verdict
@@ -130,19 +130,13 @@ def index_page(folder: Path, record: Mapping[str, Any], findings: Sequence[Findi
         What ``run.json`` holds.
     findings : sequence of Finding
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"shown": _shown_text, "duration": duration_text, "size": size_text, "moment": _moment}
     entries = {entry["number"]: entry for entry in record["notebooks"]}
     anchors = {number: _cell_ids(folder, entry) for number, entry in entries.items()}
     rows = [_finding_row(finding, folder, entries, anchors) for finding in findings]
     verdict = verdicts.load(folder / verdicts.FILE) if (folder / verdicts.FILE).is_file() else None
-    page = environment.get_template("index.html.j2").render(
-        css=_stylesheet(),
-        verdict=_verdict_view(verdict, rows, folder) if verdict else None,
-        policy=markup.CONTENT_SECURITY_POLICY,
+    return page(
+        "index.html.j2",
+        verdict=_verdict_view(verdict, rows, folder, record) if verdict else None,
         record=record,
         rows=rows,
         questions=_by_question(rows),
@@ -151,10 +145,24 @@ def index_page(folder: Path, record: Mapping[str, Any], findings: Sequence[Findi
         failed=[entry for entry in record["notebooks"] if entry["status"] == "failed"],
         done=[entry for entry in record["notebooks"] if entry["status"] == "ok"],
     )
-    return markup.encodable(page)
 
 
-def _verdict_view(verdict: Verdict, rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+def page(template: str, **values: Any) -> str:
+    """Return a template of ours filled in, with the reports' look, policy and filters; everything is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"shown": _shown_text, "duration": duration_text, "size": size_text, "moment": _moment}
+    filled = environment.get_template(template).render(
+        css=_stylesheet(), policy=markup.CONTENT_SECURITY_POLICY, f5lab=__version__, **values
+    )
+    return markup.encodable(filled)
+
+
+def _verdict_view(
+    verdict: Verdict, rows: Sequence[Mapping[str, Any]], folder: Path, record: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what the front page shows of a verdict: causes with their evidence, clips, and the Markdown to paste."""
     by_id = {row["finding"].id: row for row in rows}
     claims = {name: row["finding"].claim.partition(": ")[2] for name, row in by_id.items()}
@@ -171,8 +179,31 @@ def _verdict_view(verdict: Verdict, rows: Sequence[Mapping[str, Any]], folder: P
             (label, base64.b64encode((folder / file).read_bytes()).decode())
             for label, file in (("as inference runs", BEFORE), ("repaired", AFTER)) if (folder / file).is_file()
         ],
-        "markdown": verdicts.markdown(verdict, claims),
+        "markdown": verdicts.markdown(verdict, claims) + "\n" + maintainer_markdown(record),
     }  # fmt: skip
+
+
+def maintainer_markdown(record: Mapping[str, Any]) -> str:
+    """Return what a maintainer asks for in an issue: versions, system, GPU, checkpoint and model config, as Markdown."""
+    versions, hardware = record["versions"], record["hardware"]
+    names = ("f5-tts", "torch", "torchaudio", "python", "f5lab")
+    lines = [
+        "**Environment**",
+        "",
+        "- " + ", ".join(f"{name} {versions.get(name) or 'not installed'}" for name in names),
+    ]
+    lines += [
+        f"- {hardware['system']}; {hardware['cpu']}, {hardware['cores']} cores; GPU: {'; '.join(hardware['gpus']) or 'none'}"
+    ]
+    for file in record["files"]:
+        if file["label"] in ("checkpoint", "vocab", "training.vocab", "inference.vocab"):
+            lines.append(
+                f"- {file['label']} `{Path(file['path']).name}`, {size_text(file['size'])}, sha256 `{file['sha256']}`"
+            )
+    for side, arch in (record.get("model") or {}).items():
+        said = json.dumps(arch, ensure_ascii=False, default=str) if arch else "not stated"
+        lines.append(f"- model config, {side}: `{said}`")
+    return "\n".join(lines) + "\n"
 
 
 def _by_question(rows: Iterable[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:

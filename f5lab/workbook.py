@@ -9,12 +9,12 @@ from typing import Any
 
 import nbformat
 
-from f5lab import findings, kernels, markup, paths, provenance, reports
+from f5lab import findings, kernels, markup, paths, privacy, provenance, reports, run_index
 from f5lab.errors import RunError, UsageError
 from f5lab.parameters import Notebook, chosen_values, discover
-from f5lab.specs import Case, case_files, load_case
+from f5lab.runs import FORMAT
+from f5lab.specs import Arch, Case, case_files, load_case
 
-RUN_FORMAT = 1
 OK, FAILED, PENDING, RUNNING = "ok", "failed", "pending", "running"
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 _SEED_NAMES = ("seed", "seeds", "n_seeds")
@@ -146,14 +146,17 @@ def run(
     with kernels.own_kernel() as scratch:
         for position, notebook in enumerate(chosen, start=1):
             step = Step(notebook.name, position, len(chosen))
-            if not _run_one(result, notebook, values[notebook.name], step, scratch, cell_timeout_s, watch):
+            if not _run_one(result, case.path, notebook, values[notebook.name], step, scratch, cell_timeout_s, watch):
                 break
     _close(result)
+    if folder.is_relative_to(paths.reports_dir().resolve()):
+        run_index.rebuild(paths.reports_dir())
     return result
 
 
 def _run_one(
     result: Run,
+    case: Path | None,
     notebook: Notebook,
     values: Mapping[str, Any],
     step: Step,
@@ -176,8 +179,9 @@ def _run_one(
         "status": FAILED if error else OK, "seconds": round(done.seconds, 2), "findings": count, "error": error,
         "cells": len(done.node.cells), "notebook": f"{notebook.name}.ipynb", "report": f"{notebook.name}.html",
     }  # fmt: skip
-    paths.write_text(result.folder / f"{notebook.name}.ipynb", markup.encodable(nbformat.writes(done.node)) + "\n")
-    page = reports.notebook_page(done.node, entry, result.record)
+    node = privacy.settle(done.node, result.folder, case)
+    paths.write_text(result.folder / f"{notebook.name}.ipynb", markup.encodable(nbformat.writes(node)) + "\n")
+    page = reports.notebook_page(node, entry, result.record)
     paths.write_text(result.folder / f"{notebook.name}.html", page)
     _save(result)
     watch(Step(step.notebook, step.position, step.notebooks, len(done.node.cells), len(done.node.cells),
@@ -234,21 +238,33 @@ def _opening_record(
     case: Case, folder: Path, chosen: Sequence[Notebook], values: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     revision, modified = provenance.commit(paths.project_root())
+    hide = privacy.hider(privacy.machine_folders(folder, case.path))
+
+    def kept(name: str, value: Any) -> Any:
+        return privacy.portable(value, folder) if name == "case" and value else privacy.in_strings(value, hide)
+
     entries = [
         {
             "number": notebook.number, "name": notebook.name, "title": notebook.title, "status": PENDING,
             "seconds": None, "findings": 0, "error": "",
             "parameters": {
-                name: {"value": values[notebook.name].get(name, p.default), "default": p.default, "meaning": p.meaning}
+                name: {"value": kept(name, values[notebook.name].get(name, p.default)), "default": p.default, "meaning": p.meaning}
                 for name, p in notebook.parameters.items()
             },
         }
         for notebook in chosen
     ]  # fmt: skip
     return {
-        "format": RUN_FORMAT,
+        "format": FORMAT,
         "run": folder.name,
-        "case": {"name": case.name, "question": case.question, "language": case.language, "path": _shown(case.path)},
+        "case": {
+            "name": case.name,
+            "question": case.question,
+            "language": case.language,
+            "path": privacy.shown(case.path, folder),
+        },
+        "prompts": [{"id": p.id, "ref_text": p.ref_text, "gen_text": p.gen_text} for p in case.prompts],
+        "model": {side: _arch(getattr(case, side).arch) for side in ("training", "inference")},
         "status": RUNNING,
         "started": _now().isoformat(timespec="seconds"),
         "ended": None,
@@ -267,15 +283,23 @@ def _files(case: Case) -> list[dict[str, Any]]:
     files = [("case file", case.path), *case_files(case)] if case.path else case_files(case)
     marks = [(label, path, provenance.fingerprint(path)) for label, path in files]
     return [
-        {"label": label, "path": _shown(path), "size": mark.size, "sha256": mark.sha256, "files": mark.files}
+        {
+            "label": label,
+            "path": privacy.shown(path, case.path.parent if case.path else None),
+            "size": mark.size,
+            "sha256": mark.sha256,
+            "files": mark.files,
+        }
         for label, path, mark in marks
     ]
 
 
-def _shown(path: Path | None) -> str:
-    """Return a path relative to the project where it lies inside, so that a shared report names no machine's folders."""
-    root = paths.project_root()
-    return path.relative_to(root).as_posix() if path is not None and path.is_relative_to(root) else str(path)
+def _arch(arch: Arch | None) -> dict[str, Any] | None:
+    """Return the architecture that a case states, with a config file by its name; None when it states none."""
+    if arch is None or arch.is_empty:
+        return None
+    stated = arch.model_dump(exclude_unset=True)
+    return stated | ({"config": arch.config.name} if arch.config else {})
 
 
 def _seeds(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

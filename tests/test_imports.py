@@ -21,7 +21,8 @@ LAYERS = [
         "audio_faults", "listening", "diagnosis", "calibration", "planting", "plants", "plants_audio", "plants_harmless",
         "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings",
     },
-    {"parameters", "kernels", "markup", "reports", "workbook", "widgets", "console", "cli", "__main__"},
+    {"parameters", "kernels", "markup", "reports", "workbook", "widgets", "console", "cli", "cli_runs", "privacy",
+     "runs", "run_index", "comparisons", "redaction", "sharing", "archives", "__main__"},
 ]  # fmt: skip
 SOLE_IMPORTERS = {
     "f5_tts": {"models"},
@@ -31,7 +32,8 @@ SOLE_IMPORTERS = {
     "papermill": {"kernels"},
     "nbconvert": {"markup", "reports"},
 }
-WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "workbook", "console", "cli"}
+WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "workbook", "console", "cli", "cli_runs", "privacy", "runs",
+                 "run_index", "comparisons", "redaction", "sharing", "archives"}
 LIGHT = ("f5lab", "f5lab.cli", "f5lab.tables", "f5lab.reports", "f5lab.workbook", "f5lab.kernels")
 MOST_LINES, MOST_FUNCTION_LINES = 450, 50
 
