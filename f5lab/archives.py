@@ -52,7 +52,7 @@ def show_findings(notebook, verdict, words):
     found = findings[(notebook == "all") | (findings["id"].str[:2] == notebook)]
     found = found[(verdict == "all") | (found["verdict"] == verdict)]
     text = (found["id"] + " " + found["claim"] + " " + found["limitation"]).str.lower()
-    found = found[text.apply(lambda line: all(word in line for word in words.lower().split()))]
+    found = found.loc[[all(word in line for word in words.lower().split()) for line in text]]
     count.value = f"{len(found)} of {len(findings)} findings"
     with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
         display(found.set_index("id").drop(columns=["question", "evidence"]))

@@ -163,13 +163,13 @@ class Redactor:
 
     def _spells(self, output: NotebookNode) -> bool:
         """Return whether the visible letters of an output, tags and gaps left out, still contain a text."""
-        shown = _joined(output.get("text", "")) + _joined(output.get("traceback", ""))
+        shown = self.text(_joined(output.get("text", "")) + _joined(output.get("traceback", "")))
         for kind, value in output.get("data", {}).items():
             if kind == "text/html":
-                shown += BeautifulSoup(_joined(value), "html.parser").get_text()
+                shown += BeautifulSoup(self.text(_joined(value)), "html.parser").get_text()
             elif kind.startswith("text/"):
-                shown += _joined(value)
-        letters = "".join(_words(self.text(shown)))
+                shown += self.text(_joined(value))
+        letters = "".join(_words(shown))
         return any(spelled in letters for text in self.texts if len(spelled := "".join(_words(text))) >= 6)
 
     def check(self, page: str) -> None:

@@ -241,4 +241,8 @@ def _cell_ids(folder: Path, entry: Mapping[str, Any]) -> set[str]:
     source = folder / str(entry.get("notebook", ""))
     if not source.is_file():
         return set()
-    return {cell.get("id", "") for cell in json.loads(source.read_text(encoding="utf-8"))["cells"]}
+    try:
+        cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+    except (ValueError, KeyError, TypeError):  # damaged since; its links lead to the page
+        return set()
+    return {cell.get("id", "") for cell in cells}

@@ -162,16 +162,19 @@ class StoredRun:
     @cached_property
     def captions(self) -> dict[str, str]:
         """What the notebooks say below each audio file, by the file's name; the audio itself tells which is which."""
-        said = {}
+        said: dict[tuple[str, bytes], list[str]] = {}
         for entry in self.record["notebooks"]:
             node = self.notebook(entry)
             for source in _html_outputs(node) if node else ():
                 for data, caption in _CLIP.findall(source):
-                    said.setdefault(hashlib.sha256(data.encode()).digest(), html.unescape(caption))
-        marks = {
-            name: hashlib.sha256(base64.b64encode(file.read_bytes())).digest() for name, file in self.audio.items()
-        }
-        return {name: said[mark] for name, mark in marks.items() if mark in said}
+                    key = (entry["number"], hashlib.sha256(data.encode()).digest())
+                    said.setdefault(key, []).append(html.unescape(caption))
+        found = {}
+        for name, file in self.audio.items():
+            same = said.get((name[:2], hashlib.sha256(base64.b64encode(file.read_bytes())).digest()), [])
+            if same:
+                found[name] = same.pop(0) if len(same) > 1 else same[0]
+        return found
 
     def notebook(self, entry: Mapping[str, Any]) -> nbformat.NotebookNode | None:
         """Return an executed notebook; None when it never ran or its file can not be read."""

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -120,13 +121,15 @@ def _staged(run: StoredRun, redactor: Redactor) -> Iterator[StoredRun]:
 
 def one_page(run: StoredRun) -> str:
     """Return a run as one HTML page without scripts: front page, every notebook, and the files for programs."""
-    sounds = {
-        hashlib.sha256(base64.b64encode(f.read_bytes())).digest(): Path(name).stem for name, f in run.audio.items()
-    }
+    sounds: dict[bytes, list[str]] = {}
+    for name, file in run.audio.items():
+        mark = hashlib.sha256(base64.b64encode(file.read_bytes())).digest()
+        sounds.setdefault(mark, []).append(Path(name).stem)
     front = _body(reports.index_page(run.folder, run.record, run.findings))
     pages = [(entry, _notebook_body(run, entry)) for entry in run.record["notebooks"]]
     bodies = {"index": front} | {f"n{entry['number']}": body for entry, body in pages}
-    heard = {sounds[mark] for body in bodies.values() for mark in _sound_marks(body) if mark in sounds}
+    count = Counter(mark for body in bodies.values() for mark in _sound_marks(body))
+    heard = {stem for mark, stems in sounds.items() for stem in stems[: count[mark]]}
     placed: set[str] = set()
     joined = {key: _Joiner(key, sounds, heard, placed).join(body) for key, body in bodies.items()}
     files = [(name, (run.folder / name).read_text(encoding="utf-8")) for name in FILES if (run.folder / name).is_file()]
@@ -153,14 +156,14 @@ def _notebook_body(run: StoredRun, entry: Mapping[str, Any]) -> str:
     return _body(reports.notebook_page(node, entry, run.record))
 
 
-def _sound_marks(body: str) -> set[bytes]:
-    return {hashlib.sha256(data.encode()).digest() for data in _SOUND.findall(body)}
+def _sound_marks(body: str) -> list[bytes]:
+    return [hashlib.sha256(data.encode()).digest() for data in _SOUND.findall(body)]
 
 
 class _Joiner(HTMLParser):
     """Makes a page a section of a larger one: ids get the section's key, links lead inside the file or away from it."""
 
-    def __init__(self, key: str, sounds: Mapping[bytes, str], heard: set[str], placed: set[str]) -> None:
+    def __init__(self, key: str, sounds: Mapping[bytes, list[str]], heard: set[str], placed: set[str]) -> None:
         super().__init__(convert_charrefs=False)
         self.key, self.sounds, self.heard, self.placed = key, sounds, heard, placed
         self.parts: list[str] = []
@@ -182,10 +185,9 @@ class _Joiner(HTMLParser):
             changed = {k: v for k, v in changed.items() if k != "href"} | ({"href": target} if target else {})
         if tag == "audio" and (given.get("src") or "").startswith("data:audio/flac;base64,"):
             mark = hashlib.sha256((given["src"] or "").partition(",")[2].encode()).digest()
-            name = self.sounds.get(mark)
-            if name is not None and name not in self.placed:
-                self.placed.add(name)
-                changed["id"] = f"audio-{name}"
+            if waiting := [name for name in self.sounds.get(mark, ()) if name not in self.placed]:
+                self.placed.add(waiting[0])
+                changed["id"] = f"audio-{waiting[0]}"
         if changed == given:
             self.parts.append(self.get_starttag_text() or "")
         else:
