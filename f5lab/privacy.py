@@ -56,6 +56,13 @@ def shown(path: Path | None, start: Path | None) -> str:
     return portable(path, start) if start is not None else path.name
 
 
+def locate(said: str, run: Path) -> Path:
+    """Return the place that `shown` wrote, seen from the folder of its run; whether there is a file is not asked."""
+    if said.startswith(".."):
+        return Path(os.path.normpath(run / said))
+    return Path(said).expanduser() if said.startswith("~") else paths.project_root() / said
+
+
 def machine_folders(run: Path, case: Path | None) -> dict[str, str]:
     """Return the folders of this machine that outputs may name, with what is written instead."""
     named = {str(run): ".", str(paths.project_root()): "$PROJECT", sys.prefix: "$PYTHON"}

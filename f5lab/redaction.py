@@ -135,12 +135,10 @@ class Redactor:
         data = output.get("data", {})
         hides_text, hides_voice = bool(self.texts), "voices" in self.wanted
         if any(kind.startswith("image/") for kind in data):
-            for wanted, pattern, what in (
-                (hides_text, _HANDLES_TEXT, "texts"),
-                (hides_voice, _HANDLES_VOICE, "voices"),
-            ):
-                if wanted and pattern.search(source):
-                    return _note(f"A figure is left out: its cell handles {what}.")
+            if hides_text and (_HANDLES_TEXT.search(source) or HIDDEN in self._texts(source)):
+                return _note("A figure is left out: its cell handles texts.")
+            if hides_voice and _HANDLES_VOICE.search(source):
+                return _note("A figure is left out: its cell handles voices.")
         if "text/html" in data and (hides_text or hides_voice):
             output.data["text/html"] = self._html(_joined(data["text/html"]), hides_text, hides_voice)
         if hides_text and self._spells(output):
@@ -192,7 +190,7 @@ def _case_texts(run: StoredRun) -> list[str]:
     prompts = run.record.get("prompts")
     if prompts is None:
         try:
-            case = load_case(privacy.paths.project_root() / run.record["case"]["path"])
+            case = load_case(privacy.locate(run.record["case"]["path"], run.folder))
         except LabError as error:
             raise RunError(
                 f"run {run.record['run']} does not say which texts its case has, and its case can not be read",
