@@ -4,7 +4,7 @@ B is worse than A when one of these holds, and only then:
 
 - B's verdict names a cause, not a slight one, with a confidence of 0.7 or more, that A's verdict does not name so;
 - a finding that says which way is better (`Finding.better`) went the other way by more than its interval: same id, same
-  unit, both intervals known and apart, on the same prompts;
+  unit, both intervals known and apart, on the same prompts and with the same settings of its notebook;
 - a notebook that ran in A failed in B.
 """
 
@@ -96,17 +96,18 @@ def compare(a: StoredRun, b: StoredRun) -> Comparison:
     """Compare run B with run A, whatever their cases and versions."""
     shared, not_compared = _shared_notebooks(a, b)
     one_material = _material(a) == _material(b)
-    changes = _changes(a, b, shared, one_material)
+    measured = {n for n in shared if one_material and _parameters(a, n) == _parameters(b, n)}
+    changes = _changes(a, b, shared, measured)
     inputs, environment, settings = _inputs(a, b), _environment(a, b), _settings(a, b)
     failed = [e["name"] for e in b.record["notebooks"] if e["status"] == "failed" and _status(a, e["number"]) == "ok"]
     worse = [f"B names the cause {name}, A does not" for name in _new_causes(a.verdict, b.verdict)]
     worse += [f"{c.id}: {c.a} in A, {c.b} in B, {c.better} is better" for c in changes if c.worse]
     worse += [f"notebook {name} ran in A and failed in B" for name in failed]
     judged_by = ["the causes that the verdicts name"] if a.verdict and b.verdict else []
-    judged_by += [f.id for f in b.findings if one_material and _judgeable(_by_id(a).get(f.id), f)]
+    judged_by += [f.id for f in b.findings if f.id[:2] in measured and _judgeable(_by_id(a).get(f.id), f)]
     return Comparison(
         _summary(a), _summary(b), worse, judged_by + failed,
-        _limits(a, b, changes, inputs, environment, settings, one_material), _causes(a.verdict, b.verdict), changes,
+        _limits(a, b, changes, inputs, environment, settings, one_material, shared - measured), _causes(a.verdict, b.verdict), changes,
         not_compared, environment, settings, inputs, _audio(a, b),
     )  # fmt: skip
 
@@ -161,21 +162,21 @@ def _material(run: StoredRun) -> tuple[Any, ...]:
     return (files, texts)
 
 
-def _changes(a: StoredRun, b: StoredRun, shared: set[str], one_material: bool) -> list[Change]:
+def _changes(a: StoredRun, b: StoredRun, shared: set[str], measured: set[str]) -> list[Change]:
     known_a, known_b = _by_id(a), _by_id(b)
     ids = [id for id in dict.fromkeys([*known_a, *known_b]) if id[:2] in shared]
-    changes = [_change(id, known_a.get(id), known_b.get(id), one_material) for id in ids]
+    changes = [_change(id, known_a.get(id), known_b.get(id), id[:2] in measured) for id in ids]
     order = list(MEANINGS)
     return sorted(changes, key=lambda c: (not c.worse, order.index(c.change)))
 
 
-def _change(id: str, a: Finding | None, b: Finding | None, one_material: bool) -> Change:
+def _change(id: str, a: Finding | None, b: Finding | None, measured_alike: bool) -> Change:
     last = b or a
     assert last is not None
     moved = _kind(a, b)
     return Change(
         id, last.claim, moved, a.value_text() if a else "—", b.value_text() if b else "—", a.verdict if a else "",
-        b.verdict if b else "", last.better, one_material and _judgeable(a, b) and _is_worse(a, b),
+        b.verdict if b else "", last.better, measured_alike and _judgeable(a, b) and _is_worse(a, b),
     )  # fmt: skip
 
 
@@ -247,15 +248,18 @@ def _environment(a: StoredRun, b: StoredRun) -> list[dict[str, Any]]:
     return _differing(facts(a), facts(b))
 
 
+def _parameters(run: StoredRun, number: str) -> dict[str, Any]:
+    """Return what a notebook ran with; where it ran is no part of it."""
+    entry = next(entry for entry in run.record["notebooks"] if entry["number"] == number)
+    return {name: p["value"] for name, p in entry["parameters"].items() if name not in ("case", "out", "device")}
+
+
 def _settings(a: StoredRun, b: StoredRun) -> list[dict[str, Any]]:
     """Return the parameters that differ, of notebooks that both runs have; folders are no setting."""
 
     def facts(run: StoredRun) -> dict[str, Any]:
-        values = {
-            f"{entry['number']} {name}": parameter["value"]
-            for entry in run.record["notebooks"] if _status(a, entry["number"]) == "ok" == _status(b, entry["number"])
-            for name, parameter in entry["parameters"].items() if name not in ("case", "out")
-        }  # fmt: skip
+        ran = [n for entry in run.record["notebooks"] if _status(a, n := entry["number"]) == "ok" == _status(b, n)]
+        values = {f"{n} {name}": value for n in ran for name, value in _parameters(run, n).items()}
         return {"device": run.record["settings"]["device"], **values}
 
     return _differing(facts(a), facts(b))
@@ -279,7 +283,7 @@ def _inputs(a: StoredRun, b: StoredRun) -> list[dict[str, Any]]:
 
 def _limits(
     a: StoredRun, b: StoredRun, changes: Sequence[Change], inputs: Sequence[Mapping[str, Any]],
-    environment: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]], one_material: bool,
+    environment: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]], one_material: bool, unlike: set[str],
 ) -> list[str]:  # fmt: skip
     """Return what can not be said of these two, in words."""
     differ = {row["what"] for row in inputs}
@@ -291,6 +295,8 @@ def _limits(
             "The prompts differ: what is heard (CER, similarity, duration) was measured on other material, and no "
             "difference in it says that B is worse."
         )
+    elif unlike:
+        said.append(f"Notebooks {', '.join(sorted(unlike))} ran with other settings: none of their values says that B is worse.")
     for letter, run in (("A", a), ("B", b)):
         if run.verdict is None:
             said.append(f"{letter} has no verdict, so causes are not compared. {run.headline}")
