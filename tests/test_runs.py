@@ -142,6 +142,16 @@ def test_other_prompts_take_the_ground_from_what_is_heard(tmp_path: Path) -> Non
         comparisons.check(found)
 
 
+def test_other_settings_of_a_notebook_take_the_ground_from_its_findings_only(tmp_path: Path) -> None:
+    more = entry("05", "speak", parameters={"n_prompts": {"value": 8, "default": 4, "meaning": "prompts"}})
+    known = [finding("05-cer", 0.6, interval=(0.5, 0.7)), finding("06-cause", 0.6, interval=(0.5, 0.7))]
+    found = compared(tmp_path, {}, {"findings": known, "notebooks": [more, entry("06", "cause")], "verdict": None})
+    assert [reason.partition(":")[0] for reason in found.worse] == ["06-cause"]
+    assert found.judged_by == ["06-cause"]
+    assert "Notebooks 05 ran with other settings: none of their values says that B is worse." in found.limits
+    assert {"what": "05 n_prompts", "a": 4, "b": 8} in found.settings
+
+
 def test_causes_count_when_they_are_sure_new_and_not_slight(tmp_path: Path) -> None:
     worse = compared(tmp_path / "1", {}, {"verdict": verdict(("mel-type", 0.9), ("vocab-permuted", 0.8))})
     assert worse.worse == ["B names the cause vocab-permuted, A does not"]
@@ -241,6 +251,18 @@ def test_paths_that_travel(path: str, start: str, expected: str, monkeypatch: py
     monkeypatch.setenv("HOME", "/home/annabel")
     home = "/home/annabel"
     assert privacy.portable(path.format(home=home), Path(start.format(home=home))) == expected
+
+
+@pytest.mark.parametrize("place", ["{project}/data/cases/a/case.yaml", "{home}/cases/case.yaml", "/srv/work/cases/case.yaml"])
+def test_what_reports_write_leads_back_to_the_file(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, home, run = Path("/opt/lab"), Path("/home/annabel"), Path("/srv/work/reports/a/r")
+    monkeypatch.setattr(privacy.paths, "project_root", lambda: project)
+    monkeypatch.setattr(Path, "home", lambda: home)
+    monkeypatch.setenv("HOME", str(home))
+    path = Path(place.format(project=project, home=home))
+    written = privacy.shown(path, run)
+    assert not written.startswith("/") and "annabel" not in written
+    assert privacy.locate(written, run) == path
 
 
 def test_folders_are_hidden_in_text_and_left_alone_in_embedded_data() -> None:
