@@ -82,7 +82,7 @@ def _dnsmos() -> Any:
 
     folder = Path(dnsmos.__file__).parent / "dnsmos_models"
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its threads would take every core from others
+    options.intra_op_num_threads = 1  # more of them cost more than they bring, and take every core from others
     scorer = dnsmos.DNSMOS.__new__(dnsmos.DNSMOS)
     scorer.onnx_sess, scorer.p808_onnx_sess = (
         onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])

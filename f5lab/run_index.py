@@ -24,9 +24,10 @@ def page(found: Sequence[StoredRun | Damaged], root: Path) -> str:
         "runs.html.j2",
         rows=[row(run, root) for run in found if isinstance(run, StoredRun)],
         damaged=[
-            {"folder": _below(run.folder, root), "reason": run.reason} for run in found if isinstance(run, Damaged)
+            {"folder": _below(run.folder, root), "reason": run.reason.replace(f"{run.folder}{os.sep}", "")}
+            for run in found if isinstance(run, Damaged)
         ],
-    )
+    )  # fmt: skip
 
 
 def row(run: StoredRun, root: Path) -> dict[str, Any]:
