@@ -20,11 +20,11 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from f5lab import __version__, markup, tables, verdicts
+from f5lab import __version__, catalogue, markup, tables, verdicts
 from f5lab.findings import Finding
 from f5lab.inert import markdown_code, markdown_text, spell_hidden
 from f5lab.provenance import duration_text, size_text
-from f5lab.verdicts import Verdict
+from f5lab.verdicts import Cause, Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 VERDICTS = ("supported", "refuted", "inconclusive")
@@ -148,6 +148,7 @@ def index_page(folder: Path, record: Mapping[str, Any], findings: Sequence[Findi
     return page(
         "index.html.j2",
         verdict=_verdict_view(verdict, rows, folder, record) if verdict else None,
+        bundled=str(record["case"]["path"]).startswith("data/cases/"),
         record=record,
         rows=rows,
         questions=_by_question(rows),
@@ -180,7 +181,7 @@ def _verdict_view(
     return {
         "headline": verdict.headline,
         "causes": [
-            {"cause": cause, "settings": yaml.safe_dump(cause.fix.settings, sort_keys=False)[:SETTINGS_CHARACTERS] if cause.fix.settings else "",
+            {"cause": cause, "title": catalogue.title_of(cause.id), "settings": _settings_text(cause),
              "claims": [(name, claims.get(name, ""), by_id.get(name, {}).get("page")) for name in cause.evidence]}
             for cause in verdict.causes
         ],
@@ -213,6 +214,10 @@ def maintainer_markdown(record: Mapping[str, Any]) -> str:
         said = json.dumps(arch, ensure_ascii=False, default=str) if arch else "not stated"
         lines.append(f"- model config, {markdown_text(side)}: {markdown_code(said)}")
     return "\n".join(lines) + "\n"
+
+
+def _settings_text(cause: Cause) -> str:
+    return yaml.safe_dump(cause.fix.settings, sort_keys=False)[:SETTINGS_CHARACTERS] if cause.fix.settings else ""
 
 
 def _by_question(rows: Iterable[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:

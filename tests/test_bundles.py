@@ -405,3 +405,21 @@ def test_the_stock_command_line_speaks(bundle: Path, case: Case, tmp_path: Path)
     bundles.run_bundle(copy, case.prompts[0].gen_text, tmp_path / "out.wav", "--nfe_step", "8", "--device", "cpu")
     wave = load_wave(tmp_path / "out.wav")
     assert wave.rate_hz == 24000 and 0.5 < wave.seconds < 3 and wave.rms > 0.01
+
+
+def test_a_shifted_vocab_is_repaired_into_a_file(case: Case, tmp_path: Path) -> None:
+    """Nothing is said about training and the vocab given is off by one: the bundle's vocab has every symbol in its row."""
+    lines = case.vocab.read_text(encoding="utf-8").splitlines()
+    wrong = tmp_path / "vocab.txt"
+    wrong.write_text("".join(f"{line}\n" for line in [*lines[1:], "§"]), encoding="utf-8")
+    odd = case.model_copy(update={
+        "vocab": wrong, "base": None, "base_vocab": None, "prompts": case.prompts[:3],
+        "training": case.training.model_copy(update={"vocab": None}),
+        "inference": case.inference.model_copy(update={"vocab": wrong}),
+    })  # fmt: skip
+    recipe = bundles.bundle_recipe(odd)
+    given, right, repaired = (read_vocab(path) for path in (wrong, case.vocab, recipe.vocab))
+    letters = {c for p in case.prompts for c in p.ref_text + p.gen_text}
+    assert [repaired.lookup(c) for c in letters] == [right.lookup(c) for c in letters]
+    assert [given.lookup(c) for c in letters] != [right.lookup(c) for c in letters]
+    assert repaired.size == right.size
