@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from f5lab import inert, paths, remedies
+from f5lab import cli_runs, inert, paths, remedies
 from f5lab.console import JsonFile, Progress, deliver, say_path
 from f5lab.errors import LabError, RunError, UsageError
 
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 specimen = typer.Typer(help="The small real F5-TTS in data/: build, check, measure.", no_args_is_help=True)
 app.add_typer(specimen, name="specimen")
+cli_runs.register(app)
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 
@@ -77,13 +78,13 @@ def run(
     A notebook that fails is kept and marked in the report, the others still run, and the command exits with 1.
     """
     settings = _settings(set_ or [])
-    if resume is not None and (case or only or out or settings or quick or device != "auto"):
-        raise UsageError("--resume with a case or settings", expected="--resume RUN alone: it goes on as the run began")
+    if resume is not None and (only or out or settings or quick or device != "auto"):
+        raise UsageError("--resume with settings", expected="--resume RUN alone: it goes on as the run began")
     from f5lab import resuming, workbook
 
     with Progress() as progress:
         if resume is not None:
-            result = resuming.resume(resume, cell_timeout_s=cell_timeout, watch=progress.show)
+            result = resuming.resume(resume, case, cell_timeout_s=cell_timeout, watch=progress.show)
         else:
             result = workbook.run(
                 case, only=[part for part in only.split(",") if part.strip()], out=out, settings=settings, device=device,

@@ -39,6 +39,8 @@ class Finding(BaseModel):
         Figures, tables and audio files (relative to the run) that show it.
     limitation : str
         What this finding can not say.
+    better : {"", "lower", "higher"}
+        Which way `value` has to go for the checkpoint to be better; empty where neither is. Two runs are judged by it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +55,7 @@ class Finding(BaseModel):
     n: int | None = Field(default=None, ge=0)
     evidence: list[str] = []
     limitation: str = ""
+    better: Literal["", "lower", "higher"] = ""
 
     @field_validator("question", "claim", "unit", "limitation", mode="before")
     @classmethod

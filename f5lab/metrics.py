@@ -9,6 +9,8 @@
 | `mel_cepstral_distortion` | two waves | lower | >= 0 dB | Kubichek 1993, DTW-aligned |
 | `speaker_cosine` | two embeddings | higher | -1 to 1 | Wan et al. 2018 (GE2E) |
 | `duration_ratio` | two waves | near 1 | > 0 | seconds over seconds |
+| `pitch.pitch_distance` | two pitch tracks | lower | >= 0 semitones | medians of SwiftF0 or pYIN |
+| `opinions.rate` | one wave | higher | 1 to 5 | DistillMOS, DNSMOS |
 """
 
 import difflib

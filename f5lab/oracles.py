@@ -82,7 +82,7 @@ def calibrate(
     rng = np.random.default_rng(seed)
     pairs = [(i, j) for i, j in itertools.permutations(range(len(texts)), 2) if texts[i] != texts[j]]
     chosen = [pairs[k] for k in rng.permutation(len(pairs))[:MAX_PAIRS]]
-    noise = [_noise_like(wave, rng) for wave, _ in clips[:n_noise]]
+    noise = [noise_like(wave, rng) for wave, _ in clips[:n_noise]]
     heard_noise = transcriber(noise)
     return Calibration(
         _rates(texts, heard), np.array([_rate(texts[j], heard[i]) for i, j in chosen]),
@@ -90,7 +90,8 @@ def calibrate(
     )  # fmt: skip
 
 
-def _noise_like(wave: Wave, rng: np.random.Generator) -> Wave:
+def noise_like(wave: Wave, rng: np.random.Generator) -> Wave:
+    """Return noise with the level and length of a wave, its spectrum falling by 6 dB an octave."""
     from scipy.signal import lfilter
 
     noise = lfilter([1.0], [1.0, -0.95], rng.standard_normal(len(wave.samples)))

@@ -133,6 +133,12 @@ def write_text(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's bytes, whole or not at all."""
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
 def existing_file(path: Path, error: type[LabError], what: str, next_step: str | None = None) -> Path:
     """Return `path` if it is a readable file.
 

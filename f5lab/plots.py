@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 
 from f5lab.audio import Wave
 from f5lab.inert import prose
+from f5lab.pitch import Pitch
 
 HOP_S = 256 / 24000
+MARKERS, DASHES = "osv^Dx", ("-", "--", "-.", ":")
 PALETTE = ("#2f6db5", "#c8552b", "#3a8f5c", "#7a5aa6", "#8a8a8a", "#b8922a")
 
 
@@ -109,5 +111,24 @@ def intervals(
         ax.legend(fontsize=7, loc="best")
     ax.set(yticks=range(len(rows)), yticklabels=[label_text(row) for row in rows], xlabel=xlabel, ylim=(-0.6, len(rows) - 0.4))
     ax.invert_yaxis()
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
+    return figure
+
+
+def pitch_contours(tracks: Mapping[str, Pitch], *, caption: str = "") -> Figure:
+    """Draw pitch over time, one line and one marker a track; gaps are unvoiced, the legend has medians and voiced shares."""
+    figure, ax = plt.subplots(figsize=(7.2, 3.0))
+    for number, (name, pitch) in enumerate(tracks.items()):
+        median = "none" if pitch.median_hz is None else f"{pitch.median_hz:.0f} Hz"
+        ax.plot(
+            pitch.times_s, pitch.f0_hz, MARKERS[number % len(MARKERS)] + DASHES[number % len(DASHES)], ms=3.5, lw=1.2,
+            color=PALETTE[number % len(PALETTE)], label=f"{label_text(name)}: median {median}, {pitch.voiced_share:.0%} voiced",
+        )  # fmt: skip
+    methods = ", ".join(sorted({pitch.method for pitch in tracks.values()}))
+    ax.set_yscale("log")
+    ax.set_yticks([75, 100, 150, 200, 300, 400], labels=["75", "100", "150", "200", "300", "400"])
+    ax.minorticks_off()
+    ax.set(xlabel="time (s)", ylabel=f"F0 (Hz), {methods}", ylim=(55, 520))
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.22), ncols=1)
     figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure

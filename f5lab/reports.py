@@ -20,9 +20,9 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from f5lab import catalogue, markup, tables, verdicts
+from f5lab import __version__, catalogue, markup, tables, verdicts
 from f5lab.findings import Finding
-from f5lab.inert import spell_hidden
+from f5lab.inert import markdown_code, markdown_text, spell_hidden
 from f5lab.provenance import duration_text, size_text
 from f5lab.verdicts import Cause, Verdict
 
@@ -141,19 +141,13 @@ def index_page(folder: Path, record: Mapping[str, Any], findings: Sequence[Findi
         What ``run.json`` holds.
     findings : sequence of Finding
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, finalize=_shown,
-    )  # fmt: skip
-    environment.filters |= {"shown": _shown_text, "duration": duration_text, "size": size_text, "moment": _moment}
     entries = {entry["number"]: entry for entry in record["notebooks"]}
     anchors = {number: _cell_ids(folder, entry) for number, entry in entries.items()}
     rows = [_finding_row(finding, folder, entries, anchors) for finding in findings]
     verdict = verdicts.load(folder / verdicts.FILE) if (folder / verdicts.FILE).is_file() else None
-    page = environment.get_template("index.html.j2").render(
-        css=_stylesheet(),
-        verdict=_verdict_view(verdict, rows, folder) if verdict else None,
-        policy=markup.CONTENT_SECURITY_POLICY,
+    return page(
+        "index.html.j2",
+        verdict=_verdict_view(verdict, rows, folder, record) if verdict else None,
         bundled=str(record["case"]["path"]).startswith("data/cases/"),
         record=record,
         rows=rows,
@@ -163,10 +157,24 @@ def index_page(folder: Path, record: Mapping[str, Any], findings: Sequence[Findi
         failed=[entry for entry in record["notebooks"] if entry["status"] == "failed"],
         done=[entry for entry in record["notebooks"] if entry["status"] == "ok"],
     )
-    return markup.encodable(page)
 
 
-def _verdict_view(verdict: Verdict, rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+def page(template: str, **values: Any) -> str:
+    """Return a template of ours filled in, with the reports' look, policy and filters; everything is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, finalize=_shown,
+    )  # fmt: skip
+    environment.filters |= {"shown": _shown_text, "duration": duration_text, "size": size_text, "moment": _moment}
+    filled = environment.get_template(template).render(
+        css=_stylesheet(), policy=markup.CONTENT_SECURITY_POLICY, f5lab=__version__, **values
+    )
+    return markup.encodable(filled)
+
+
+def _verdict_view(
+    verdict: Verdict, rows: Sequence[Mapping[str, Any]], folder: Path, record: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what the front page shows of a verdict: causes with their evidence, clips, and the Markdown to paste."""
     by_id = {row["finding"].id: row for row in rows}
     claims = {name: row["finding"].claim.partition(": ")[2] for name, row in by_id.items()}
@@ -183,8 +191,29 @@ def _verdict_view(verdict: Verdict, rows: Sequence[Mapping[str, Any]], folder: P
             (label, base64.b64encode((folder / file).read_bytes()).decode())
             for label, file in (("as inference runs", BEFORE), ("repaired", AFTER)) if (folder / file).is_file()
         ],
-        "markdown": verdicts.markdown(verdict, claims),
+        "markdown": verdicts.markdown(verdict, claims) + "\n" + maintainer_markdown(record),
     }  # fmt: skip
+
+
+def maintainer_markdown(record: Mapping[str, Any]) -> str:
+    """Return what a maintainer asks for in an issue: versions, system, GPU, checkpoint and model config, as Markdown."""
+    versions, hardware = record["versions"], record["hardware"]
+    names = ("f5-tts", "torch", "torchaudio", "python", "f5lab")
+    machine = f"{hardware['system']}; {hardware['cpu']}, {hardware['cores']} cores; GPU: {'; '.join(hardware['gpus']) or 'none'}"
+    lines = [
+        "**Environment**",
+        "",
+        "- " + markdown_text(", ".join(f"{name} {versions.get(name) or 'not installed'}" for name in names)),
+        f"- {markdown_text(machine)}",
+    ]
+    for file in record["files"]:
+        if file["label"] in ("checkpoint", "vocab", "training.vocab", "inference.vocab"):
+            name, digest = (markdown_code(text) for text in (Path(file["path"]).name, file["sha256"]))
+            lines.append(f"- {file['label']} {name}, {size_text(file['size'])}, sha256 {digest}")
+    for side, arch in (record.get("model") or {}).items():
+        said = json.dumps(arch, ensure_ascii=False, default=str) if arch else "not stated"
+        lines.append(f"- model config, {markdown_text(side)}: {markdown_code(said)}")
+    return "\n".join(lines) + "\n"
 
 
 def _settings_text(cause: Cause) -> str:
@@ -226,4 +255,8 @@ def _cell_ids(folder: Path, entry: Mapping[str, Any]) -> set[str]:
     source = folder / str(entry.get("notebook", ""))
     if not source.is_file():
         return set()
-    return {cell.get("id", "") for cell in json.loads(source.read_text(encoding="utf-8"))["cells"]}
+    try:
+        cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+    except (ValueError, KeyError, TypeError):  # damaged since; its links lead to the page
+        return set()
+    return {cell.get("id", "") for cell in cells}

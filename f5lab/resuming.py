@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from f5lab import kernels, paths, run_folders, workbook
+from f5lab import kernels, paths, privacy, run_folders, workbook
 from f5lab.errors import RunError, UsageError
 from f5lab.parameters import chosen_values, discover
 from f5lab.specs import load_case
@@ -16,6 +16,7 @@ WAIT_S = 10.0
 
 def resume(
     run: Path,
+    case_path: Path | None = None,
     *,
     notebooks_dir: Path | None = None,
     cell_timeout_s: int = kernels.CELL_TIMEOUT_S,
@@ -30,6 +31,8 @@ def resume(
     ----------
     run : Path
         The run's folder, or a file in it.
+    case_path : Path, optional
+        The case file; needed where the record can not say where it lies without naming this machine's folders.
     notebooks_dir : Path, optional
         Default: the workbook's own.
     cell_timeout_s : int
@@ -51,7 +54,7 @@ def resume(
     if "settings" not in record or "code" not in record:
         raise RunError(f"{folder} was written by an f5lab that kept no account of it", next_step="start a new run")
     settings = record["settings"]
-    case = load_case(paths.project_root() / record["case"]["path"])
+    case = load_case(case_path or _case_file(folder, record))
     try:
         chosen = discover(notebooks_dir or paths.notebooks_dir(), [entry["name"] for entry in record["notebooks"]])
         values = chosen_values(chosen, settings["set"], quick=settings["quick"])
@@ -68,9 +71,22 @@ def resume(
                 next_step="start a new run",
             )  # fmt: skip
         _plan(folder, record, fresh)
-        result = workbook.Run(folder, record)
+        record["case"]["path"] = fresh["case"]["path"]
+        result = workbook.Run(folder, record, case.path)
         workbook.execute(result, chosen, values, held=held, cell_timeout_s=cell_timeout_s, watch=watch)
     return result
+
+
+def _case_file(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Return where a run's case file lies, as far as its record says."""
+    said = record["case"]["path"]
+    path = privacy.locate(said, folder)
+    if not path.is_file():
+        raise RunError(
+            f"{folder} names its case {said}, and no such file is there",
+            next_step="give the case file too: f5lab run CASE --resume RUN",
+        )
+    return path
 
 
 def _plan(folder: Path, record: dict[str, Any], fresh: Mapping[str, Any]) -> None:

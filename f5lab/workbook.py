@@ -8,12 +8,24 @@ from typing import Any
 
 import nbformat
 
-from f5lab import findings, inert, kernels, markup, paths, provenance, reports, run_folders, verdicts
+from f5lab import (
+    findings,
+    inert,
+    kernels,
+    markup,
+    paths,
+    privacy,
+    provenance,
+    reports,
+    run_folders,
+    run_index,
+    verdicts,
+)  # fmt: skip
 from f5lab.errors import RunError, UsageError
 from f5lab.parameters import Notebook, chosen_values, discover
-from f5lab.specs import Case, case_files, load_case
+from f5lab.runs import FORMAT
+from f5lab.specs import Arch, Case, case_files, load_case
 
-RUN_FORMAT = 1
 OK, FAILED, PENDING, RUNNING = "ok", "failed", "pending", "running"
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 _SEED_NAMES = ("seed", "seeds", "n_seeds")
@@ -65,10 +77,13 @@ class Run:
     folder : Path
     record : dict
         What ``run.json`` holds.
+    case : Path, optional
+        The case file, which the record names without this machine's folders.
     """
 
     folder: Path
     record: dict[str, Any] = field(default_factory=dict)
+    case: Path | None = None
 
     @property
     def failed(self) -> list[str]:
@@ -144,7 +159,7 @@ def run(
     with run_folders.hold(folder) as held:
         record = opening_record(case, folder, chosen, values)
         record["settings"] = {"device": device, "quick": quick, "only": list(only), "set": dict(settings or {})}
-        result = Run(folder, record)
+        result = Run(folder, record, case.path)
         execute(result, chosen, values, held=held, cell_timeout_s=cell_timeout_s, watch=watch)
     return result
 
@@ -180,6 +195,8 @@ def execute(
             elif not _run_one(result, notebook, values[notebook.name], step, scratch, cell_timeout_s, held, watch):
                 break
     _close(result)
+    if result.folder.is_relative_to(paths.reports_dir().resolve()):
+        run_index.rebuild(paths.reports_dir())
 
 
 def _run_one(
@@ -211,8 +228,9 @@ def _run_one(
         "status": FAILED if error else OK, "seconds": round(done.seconds, 2), "findings": count, "error": error,
         "cells": len(done.node.cells), "notebook": f"{notebook.name}.ipynb", "report": f"{notebook.name}.html",
     }  # fmt: skip
-    paths.write_text(result.folder / f"{notebook.name}.ipynb", markup.encodable(nbformat.writes(done.node)) + "\n")
-    page = reports.notebook_page(done.node, entry, result.record)
+    node = privacy.settle(done.node, result.folder, result.case)
+    paths.write_text(result.folder / f"{notebook.name}.ipynb", markup.encodable(nbformat.writes(node)) + "\n")
+    page = reports.notebook_page(node, entry, result.record)
     paths.write_text(result.folder / f"{notebook.name}.html", page)
     mine = run_folders.products(result.folder, notebook.number)
     if _verdict_digest(result.folder) != verdict_before:
@@ -284,21 +302,31 @@ def opening_record(
 ) -> dict[str, Any]:
     """Return the record of a run that begins: what it rests on, and an entry for each notebook."""
     revision, modified = provenance.commit(paths.project_root())
+    hide = privacy.hider(privacy.machine_folders(folder, case.path))
+
+    def kept(name: str, value: Any) -> Any:
+        return privacy.portable(value, folder) if name == "case" and value else privacy.in_strings(value, hide)
+
     entries = [
         {
             "number": notebook.number, "name": notebook.name, "title": notebook.title, "status": PENDING,
             "seconds": None, "findings": 0, "error": "", "source": paths.sha256_file(notebook.path),
             "parameters": {
-                name: {"value": values[notebook.name].get(name, p.default), "default": p.default, "meaning": p.meaning}
+                name: {"value": kept(name, values[notebook.name].get(name, p.default)), "default": p.default, "meaning": p.meaning}
                 for name, p in notebook.parameters.items()
             },
         }
         for notebook in chosen
     ]  # fmt: skip
     return {
-        "format": RUN_FORMAT,
+        "format": FORMAT,
         "run": folder.name,
-        "case": {"name": case.name, "question": inert.prose(case.question), "language": case.language, "path": _shown(case.path)},
+        "case": {
+            "name": case.name, "question": inert.prose(case.question), "language": case.language,
+            "path": privacy.shown(case.path, folder),
+        },
+        "prompts": [{"id": p.id, "ref_text": p.ref_text, "gen_text": p.gen_text} for p in case.prompts],
+        "model": {side: _arch(getattr(case, side).arch) for side in ("training", "inference")},
         "status": RUNNING,
         "started": now_text(),
         "ended": None,
@@ -317,16 +345,19 @@ def opening_record(
 def _files(case: Case) -> list[dict[str, Any]]:
     files = [("case file", case.path), *case_files(case)] if case.path else case_files(case)
     marks = [(label, path, provenance.fingerprint(path)) for label, path in files]
+    start = case.path.parent if case.path else None
     return [
-        {"label": inert.prose(label, 200), "path": _shown(path), "size": mark.size, "sha256": mark.sha256, "files": mark.files}
+        {"label": inert.prose(label, 200), "path": privacy.shown(path, start), "size": mark.size, "sha256": mark.sha256, "files": mark.files}
         for label, path, mark in marks
     ]
 
 
-def _shown(path: Path | None) -> str:
-    """Return a path relative to the project where it lies inside, so that a shared report names no machine's folders."""
-    root = paths.project_root()
-    return path.relative_to(root).as_posix() if path is not None and path.is_relative_to(root) else str(path)
+def _arch(arch: Arch | None) -> dict[str, Any] | None:
+    """Return the architecture that a case states, with a config file by its name; None when it states none."""
+    if arch is None or arch.is_empty:
+        return None
+    stated = arch.model_dump(exclude_unset=True)
+    return stated | ({"config": arch.config.name} if arch.config else {})
 
 
 def _seeds(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

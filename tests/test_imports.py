@@ -18,29 +18,34 @@ LAYERS = [
         "mappings", "origins", "contents", "vocoder_folders",
         "sums", "vector_loops", "reductions", "scans", "stored_scans",
         "anatomy", "architectures", "audio", "checkpoints", "diffs", "ema", "figures", "metrics", "plots", "schedules",
-        "statistics", "vocabs",
+        "statistics", "vocabs", "pitch", "readings",
     },
-    {"models", "asr", "whisper_weights", "speakers"},
+    {"models", "asr", "whisper_weights", "speakers", "opinions"},
     {
-        "samplers", "cycles", "oracles", "discovery", "curricula", "vocoders", "specimens", "finetuning", "gates", "factors", "probes", "batches", "suspects",
+        "samplers", "cycles", "oracles", "voices", "discovery", "curricula", "vocoders", "specimens", "finetuning", "gates", "factors", "probes", "batches", "suspects",
         "parity", "prompt_timing", "examinations", "settings_search", "weight_faults", "setting_faults", "text_faults",
         "audio_faults", "listening", "diagnosis", "calibration", "planting", "plants", "plants_audio", "plants_harmless",
         "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings",
     },
-    {"parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "widgets", "console", "cli", "__main__"},
+    {"parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "widgets", "console", "cli", "cli_runs", "privacy",
+     "runs", "run_index", "comparisons", "redaction", "sharing", "archives", "__main__"},
 ]  # fmt: skip
 SOLE_IMPORTERS = {
     "f5_tts": {"models"},
     "vocos": {"models"},
     "whisper": {"asr", "whisper_weights"},
     "resemblyzer": {"speakers"},
+    "distillmos": {"opinions"},
+    "speechmos": {"opinions"},
+    "swift_f0": {"pitch"},
     "papermill": {"kernels"},
     "numba": {"vector_loops"},
     "xxhash": {"scans"},
     "nbconvert": {"markup", "reports"},
     "picklescan": {"opinion_reader"},
 }
-WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "console", "cli"}
+WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "console", "cli",
+                 "cli_runs", "privacy", "runs", "run_index", "comparisons", "redaction", "sharing", "archives"}
 LIGHT = ("f5lab", "f5lab.cli", "f5lab.tables", "f5lab.reports", "f5lab.workbook", "f5lab.kernels")
 MOST_LINES, MOST_FUNCTION_LINES = 450, 50
 

@@ -52,7 +52,7 @@ def copied(made: tuple[Path, Path], tmp_path: Path) -> Iterator[tuple[Path, Path
 
 
 def resume(root: Path, run: Path) -> workbook.Run:
-    return resuming.resume(run, notebooks_dir=root / "notebooks")
+    return resuming.resume(run, root / "case" / "case.yaml", notebooks_dir=root / "notebooks")
 
 
 def executed(root: Path) -> list[str]:
@@ -92,6 +92,13 @@ def test_only_what_failed_is_executed_again_and_findings_are_those_of_an_unbroke
     (root / "tally").unlink()
     assert resume(root, run / "index.html").record["resumed"] == [note]
     assert executed(root) == []
+
+
+def test_a_run_that_was_moved_away_from_its_case_asks_for_it(copied: tuple[Path, Path]) -> None:
+    root, run = copied
+    change_record(run, case={"name": "toy", "question": "", "language": "pt", "path": "../../gone/case.yaml"})
+    with pytest.raises(RunError, match=r"names its case ../../gone/case.yaml, .*: f5lab run CASE --resume RUN"):
+        resuming.resume(run, notebooks_dir=root / "notebooks")
 
 
 def test_what_is_not_whole_is_executed_again(copied: tuple[Path, Path]) -> None:

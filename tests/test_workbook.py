@@ -84,15 +84,30 @@ def test_parameters_reach_the_notebook(toy: tuple) -> None:
     assert (finding["id"], finding["value"], finding["n"]) == ("00-works", 5.0, 2)
     shown = entry(toy, "00")["parameters"]
     assert shown["n_prompts"] == {"value": 5, "default": 3, "meaning": "prompts spoken"}
-    assert shown["out"]["value"] == str(toy[0].folder)
+    assert shown["out"]["value"] == "."
+    assert shown["case"]["value"] == "../../case/case.yaml"
     assert toy[0].record["seeds"]["00_fine"] == {"seeds": [0, 1]}
 
 
 def test_kernel_is_this_python_in_the_notebooks_folder(toy: tuple) -> None:
     node = nbformat.read(toy[0].folder / "00_fine.ipynb", as_version=4)
     text = "".join(o.text for c in node.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream")
-    assert text.splitlines() == [sys.executable, str(toy[2] / "notebooks")]
+    assert text.splitlines() == [sys.executable.replace(sys.prefix, "$PYTHON"), str(toy[2] / "notebooks")]
     assert node.metadata.kernelspec.name == "python3"
+
+
+def test_what_is_kept_leads_to_the_case_and_names_no_folder_of_the_run(toy: tuple) -> None:
+    folder = toy[0].folder
+    node = nbformat.read(folder / "00_fine.ipynb", as_version=4)
+    injected = next(c.source for c in node.cells if "injected-parameters" in c.metadata.get("tags", []))
+    given = dict(line.split(" = ") for line in injected.splitlines() if " = " in line)
+    assert (folder / json.loads(given["case"])).resolve() == toy[2] / "case" / "case.yaml"
+    assert json.loads(given["out"]) == "."
+    for path in (*folder.glob("*.html"), *folder.glob("*.ipynb"), folder / "run.json", folder / "findings.jsonl"):
+        assert str(folder) not in path.read_text(encoding="utf-8"), path.name
+    assert toy[0].record["case"]["path"] == "../../case/case.yaml"
+    assert toy[0].record["prompts"] == [{"id": "p01", "ref_text": "a", "gen_text": "b"}]
+    assert toy[0].record["model"] == {"training": None, "inference": None}
 
 
 def test_record_names_every_file_with_its_digest(toy: tuple) -> None:
