@@ -1,0 +1,288 @@
+"""Blends of raw, EMA and base weights: how the probe's loss and the CER run between them, and the best point.
+
+A blend is ``sum_k c_k w_k`` with coefficients that sum to 1, in float32 (Wortsman et al. 2022, "Model soups", ICML; for one
+training run and its average the blend moves along the EMA's own path).
+"""
+
+import itertools
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from f5lab import models, oracles, vocabs
+from f5lab.asr import Transcriber
+from f5lab.checkpoints import EMA_PREFIX, Checkpoint, open_checkpoint
+from f5lab.errors import CheckpointError, LabError, UsageError
+from f5lab.oracles import Scored
+from f5lab.paths import atomic_path, sha256_file
+from f5lab.probes import FEW_ITEMS, Bench, Hypothesis, Item, Probe
+from f5lab.samplers import Studio
+from f5lab.specs import Case, Prompt, Recipe
+from f5lab.statistics import Estimate, bootstrap_mean
+
+SOURCES = ("raw", "ema", "base")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Coefficients of a blend; they sum to 1."""
+
+    raw: float = 0.0
+    ema: float = 0.0
+    base: float = 0.0
+
+    def __post_init__(self) -> None:
+        total = self.raw + self.ema + self.base
+        if not np.isfinite(total) or abs(total - 1) > 1e-6:
+            raise UsageError(f"coefficients {self.shares} sum to {total:.4g}", expected="a sum of 1")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Coefficients that are not 0, by source."""
+        return {name: value for name in SOURCES if (value := getattr(self, name))}
+
+    @property
+    def name(self) -> str:
+        """Such as ``0.75 raw + 0.25 ema``."""
+        return " + ".join(f"{value:g} {name}" for name, value in self.shares.items())
+
+
+def read_mix(text: str) -> Mix:
+    """Return the mix that ``raw=0.75,ema=0.25`` names.
+
+    Raises
+    ------
+    UsageError
+        An unknown source, a coefficient that is no number, or a sum other than 1.
+    """
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        try:
+            shares[name] = shares.get(name, 0.0) + float(value)
+        except ValueError as error:
+            raise UsageError(f"mix {text!r}", expected="coefficients as in raw=0.75,ema=0.25") from error
+    if unknown := set(shares) - set(SOURCES):
+        raise UsageError(f"mix {text!r} names no source of weights", offenders=unknown, expected="raw, ema or base")
+    return Mix(**shares)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Sets of weights that can be blended.
+
+    Attributes
+    ----------
+    weights : dict of str to dict of str to Tensor
+        Under upstream's names, by source; all have the same names and shapes.
+    missing : dict of str to str
+        Source to the reason why it cannot take part.
+    files : dict of str to Path
+    """
+
+    weights: dict[str, Mapping[str, Tensor]]
+    missing: dict[str, str]
+    files: dict[str, Path]
+
+    def lattice(self, steps: int = 4) -> list[Mix]:
+        """Return every mix of the sources whose coefficients are multiples of ``1 / steps``, single sources first."""
+        names = list(self.weights)
+        counts = [c for c in itertools.product(range(steps + 1), repeat=len(names)) if sum(c) == steps]
+        counts.sort(key=lambda c: (-max(c), c))
+        return [Mix(**{n: k / steps for n, k in zip(names, c)}) for c in counts]
+
+    def line(self, steps: int = 4) -> list[Mix]:
+        """Return the mixes from the first source to the second, ends included; one mix where there is one source."""
+        first, *rest = list(self.weights)
+        if not rest:
+            return [Mix(**{first: 1.0})]
+        return [Mix(**{first: 1 - k / steps, rest[0]: k / steps}) for k in range(steps + 1)]
+
+
+def find_sources(case: Case, checkpoint: Checkpoint, base: Checkpoint | None) -> Sources:
+    """Return which of raw, EMA and base weights a case has, and why another cannot take part.
+
+    The base stays out where its tensors have other shapes or its vocab another order: rows of the text embedding that
+    stand for different symbols have no mean.
+    """
+    weights: dict[str, Mapping[str, Tensor]] = {}
+    missing: dict[str, str] = {}
+    for name in ("raw", "ema"):
+        if name in checkpoint.slots:
+            weights[name] = checkpoint.weights(name)
+        else:
+            missing[name] = f"{checkpoint.path.name} has only {', '.join(checkpoint.slots)} weights"
+    files = {name: checkpoint.path for name in weights}
+    first = next(iter(weights.values()))
+    if base is None:
+        missing["base"] = "the case names no base"
+    elif reason := _other_vocab(case):
+        missing["base"] = reason
+    else:
+        slot = "ema" if "ema" in base.slots else base.slots[0]
+        weights["base"], files["base"] = base.weights(slot), base.path
+    for name in list(weights):
+        odd = _misfits(first, weights[name])
+        if odd:
+            missing[name] = f"{len(odd)} tensors of other names or shapes, such as {odd[0]}"
+            del weights[name], files[name]
+    return Sources(weights, missing, files)
+
+
+def _other_vocab(case: Case) -> str:
+    if case.base_vocab is None or case.base_vocab == case.training_vocab:
+        return ""
+    try:
+        same = vocabs.compare(vocabs.read_vocab(case.base_vocab), vocabs.read_vocab(case.training_vocab)).harmless
+    except LabError as error:
+        return str(error)
+    return "" if same else "the base's vocab gives symbols other rows of the text embedding"
+
+
+def _misfits(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
+    return sorted(set(a) ^ set(b)) + sorted(n for n in set(a) & set(b) if a[n].shape != b[n].shape)
+
+
+def blend(sources: Sources, mix: Mix) -> dict[str, Tensor]:
+    """Return the blended weights in float32.
+
+    Raises
+    ------
+    CheckpointError
+        A source of the mix is not there; its reason is told.
+    """
+    lacking = [f"{name} ({sources.missing.get(name, 'unknown')})" for name in mix.shares if name not in sources.weights]
+    if lacking:
+        raise CheckpointError(f"{mix.name} cannot be blended", offenders=lacking, next_step="leave it out of the mix")
+    parts = [(value, sources.weights[name]) for name, value in mix.shares.items()]
+    return {
+        name: sum((value * weights[name].float() for value, weights in parts[1:]), parts[0][0] * parts[0][1][name].float())
+        for name in parts[0][1]
+    }
+
+
+def write_blend(sources: Sources, mix: Mix, folder: Path) -> Path:
+    """Write a blend as ``model.safetensors`` into a folder and return its path.
+
+    Names carry ``ema_model.``, which is what upstream's loader asks for by default; recipes load it as ``ema``.
+    """
+    tensors = {EMA_PREFIX + name: tensor.contiguous() for name, tensor in blend(sources, mix).items()}
+    facts = {f"sha256 of {name}": sha256_file(sources.files[name]) for name in mix.shares}
+    with atomic_path(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "blend": mix.name, **facts})
+    return folder / "model.safetensors"
+
+
+class _Blended(Bench):
+    """A bench whose one model has blended weights."""
+
+    def __init__(self, model: torch.nn.Module, device: str) -> None:
+        super().__init__(device)
+        self._only = model
+
+    def model(self, recipe: Recipe) -> torch.nn.Module:
+        return self._only
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """The probe's loss over blends.
+
+    Attributes
+    ----------
+    mixes : tuple of Mix
+    losses : np.ndarray [shape=(mixes, recordings)]
+        Share of the flow's energy left unexplained, mean over noise draws.
+    """
+
+    mixes: tuple[Mix, ...]
+    losses: np.ndarray
+
+    @property
+    def best(self) -> Mix:
+        """The mix of the lowest mean loss."""
+        return self.mixes[int(self.losses.mean(1).argmin())]
+
+    def change(self, mix: Mix, reference: Mix) -> Estimate:
+        """Return how much higher the loss of a mix is than the reference's, as a share of it, paired over recordings."""
+        a, b = (self.losses[self.mixes.index(m)] for m in (reference, mix))
+        return bootstrap_mean((b - a) / a.mean())
+
+    def honest_change(self, reference: Mix) -> Estimate | None:
+        """Return the same for the best mix, chosen anew for each recording from the others.
+
+        The lowest of many losses on the recordings that it was chosen by flatters itself; what was left out does not
+        know the choice. None with fewer than `FEW_ITEMS` recordings.
+        """
+        count = self.losses.shape[1]
+        if count < FEW_ITEMS:
+            return None
+        others = (self.losses.sum(1, keepdims=True) - self.losses) / (count - 1)
+        chosen = self.losses[others.argmin(0), np.arange(count)]
+        start = self.losses[self.mixes.index(reference)]
+        return bootstrap_mean((chosen - start) / start.mean())
+
+    @property
+    def rows(self) -> list[dict[str, object]]:
+        """One row a mix, the lowest loss first."""
+        best = self.best
+        rows = []
+        for k in self.losses.mean(1).argsort():
+            mix, worse = self.mixes[k], self.change(self.mixes[k], best)
+            low, high = (100 * v for v in worse.interval)
+            rows.append({"blend": mix.name, "loss": float(self.losses[k].mean()), "above the best by %": 100 * worse.mean,
+                         "95 %": f"{low:+.1f} to {high:+.1f}" if np.isfinite(low) else "one recording: no interval"})  # fmt: skip
+        return rows
+
+
+def survey(
+    recipe: Recipe, sources: Sources, mixes: Sequence[Mix], items: Sequence[Item], *, draws: int = 1, device: str = "cpu"
+) -> Landscape:
+    """Score blends by the probe, with the same recordings, noise and times for each; one model is in memory at a time.
+
+    Raises
+    ------
+    ModelError
+        The weights do not fit the recipe's architecture, or a loss is not finite.
+    """
+    model = models.build_cfm(recipe.backbone, recipe.arch, recipe.vocab, front_end=recipe.front_end)
+    losses = []
+    for mix in mixes:
+        models.fill(model, blend(sources, mix), precision=recipe.precision, device=device)
+        probe = Probe(items, draws=draws, device=device)
+        probe.bench = _Blended(model, device)
+        losses.append(probe.loss(Hypothesis(recipe)).values.mean(1))
+    return Landscape(tuple(mixes), np.array(losses))
+
+
+def hear(
+    recipe: Recipe, sources: Sources, mixes: Sequence[Mix], prompts: Sequence[Prompt], seeds: Sequence[int], *,
+    transcriber: Transcriber, device: str = "cpu",
+) -> dict[Mix, list[Scored]]:  # fmt: skip
+    """Speak and score blends on the recipe's path; each is written to a temporary folder and loaded as users load it.
+
+    Raises
+    ------
+    LabError
+        A blend cannot be loaded or spoken.
+    """
+    heard = {}
+    for mix in mixes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = write_blend(sources, mix, Path(folder))
+            blended = recipe.but(name=mix.name, checkpoint=path, weights="ema")
+            heard[mix] = oracles.score(Studio(device).speak_all(blended, prompts, seeds), transcriber)
+    return heard
+
+
+def blended_recipe(recipe: Recipe, path: Path) -> Recipe:
+    """Return a recipe with its weights taken from a written blend, as `bundles.write_bundle` takes it."""
+    if "ema" not in open_checkpoint(path).slots:
+        raise CheckpointError(f"{path} is no blend", expected="a file that write_blend wrote")
+    return recipe.but(name="blend", checkpoint=path, weights="ema")
