@@ -87,11 +87,11 @@ def detect_rate_label(exam: Exam) -> list[Suspicion]:
     stated = load_wave(exam.case.prompts[0].ref_audio).rate_hz
     probe = Probe(items, draws=exam.draws, device=exam.device)
     probe.bench = exam.probe.bench
-    recipe, shift = exam.truth.recipe, exam.truth.shift
-    good = Hypothesis(recipe, shift=shift)
+    recipe = exam.truth.recipe
+    good = Hypothesis(recipe)
     try:
         ratios = sorted({RATE_HZ / rate for rate in RATES_HZ} | {rate / RATE_HZ for rate in RATES_HZ} - {1.0})
-        tried = {r: probe.compare(good, Hypothesis(recipe, shift=shift, rate_ratio=r)) for r in ratios if 0.4 < r < 2.6}
+        tried = {r: probe.compare(good, Hypothesis(recipe, rate_ratio=r)) for r in ratios if 0.4 < r < 2.6}
     except LabError as error:
         return unknown("sample-rate-mislabelled", str(error), "weights whose output is finite")
     ratio, gain = min(tried.items(), key=lambda pair: pair[1].mean)

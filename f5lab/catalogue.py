@@ -277,6 +277,12 @@ DECOYS: dict[str, str] = {
 }
 """What looks odd and changes nothing, by id, with the reason."""
 
+SUSPECTS: dict[str, str] = {
+    "accelerate": "Accelerate's prepare() changes the model: unwrap_model() returns the very module that went in.",
+    "mel-cycle": "The way from wave to mel and back loses the speech: it touches no learned weight of the TTS model.",
+}
+"""What people blame and what is no fault, by id, with the reason; each is examined, and ruled out with its own evidence."""
+
 
 def unknown_id(name: str, known: Iterable[str], what: str) -> FaultError:
     """Return the error for an id that is not known, naming close matches."""

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from f5lab import audio_faults, factors, listening, setting_faults, text_faults, weight_faults
+from f5lab import audio_faults, factors, listening, remedies, setting_faults, suspects, text_faults, weight_faults
 from f5lab.errors import CaseError, LabError
 from f5lab.examinations import Exam, Suspicion, ranked, unknown
 from f5lab.findings import FindingsLog
@@ -49,8 +49,10 @@ DETECTORS: dict[Detector, tuple[str, ...]] = {
     audio_faults.detect_rate_label: ("sample-rate-mislabelled",),
     audio_faults.detect_vocoder: ("vocoder-wrong",),
     audio_faults.detect_stale_text: ("stale-text-cache",),
+    suspects.detect_accelerate: ("accelerate",),
+    suspects.detect_mel_cycle: ("mel-cycle",),
 }
-"""Every detector with the entries it can name; together they cover the catalogue."""
+"""Every detector with the entries it can name; together they cover the catalogue and the suspects."""
 
 FOLLOWS: dict[str, tuple[str, ...]] = {
     "sample-rate-mislabelled": ("duration-byte-ratio", "ref-text-wrong", "case-folding"),
@@ -106,6 +108,8 @@ def examine(exam: Exam, detectors: Iterable[Detector] | None = None) -> list[Sus
         except LabError as error:
             found += unknown(DETECTORS.get(detector, ()), f"The detector could not run: {error}", str(error))
         except Exception as error:
+            if remedies.is_machine(error):
+                raise
             logger.debug("%s failed", detector.__name__, exc_info=True)
             says = f"{detector.__name__} failed: {type(error).__name__}: {error}"
             found += unknown(DETECTORS.get(detector, ()), says, "a report of this failure")
@@ -254,13 +258,13 @@ def smallest_repair(exam: Exam) -> list[str]:
         Nothing can be probed, or no repair suffices.
     """
     truth, probe = exam.truth, exam.probe
-    good = Hypothesis(truth.recipe, shift=truth.shift)
+    good = Hypothesis(truth.recipe)
     names = [f.name for f in factors.diff(truth.recipe, exam.inference, exam.device) if f.in_forward]
 
     def repaired(kept: Sequence[str]) -> bool:
         try:
             recipe = factors.switch(exam.inference, truth.recipe, kept)
-            worse = probe.compare(good, Hypothesis(recipe, shift=truth.shift))
+            worse = probe.compare(good, Hypothesis(recipe))
         except LabError:
             return False
         return worse.mean < GAIN or worse.low <= 0

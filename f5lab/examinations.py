@@ -191,17 +191,14 @@ class Exam:
             The changed configuration cannot be run.
         """
         truth = self.truth
-        return self.probe.compare(
-            Hypothesis(truth.recipe, shift=truth.shift),
-            Hypothesis(truth.recipe.but(**changes), **{"shift": truth.shift, **hypothesis}),
-        )
+        return self.probe.compare(Hypothesis(truth.recipe), Hypothesis(truth.recipe.but(**changes), **hypothesis))
 
     def loss_effect(self, changes: Mapping[str, Any], **hypothesis: Any) -> tuple[Estimate, Effect]:
         """Return `broken` and the same as the effect of a cause."""
         worse = self.broken(changes, **hypothesis)
         truth = self.truth
-        good = self.probe.loss(Hypothesis(truth.recipe, shift=truth.shift)).mean
-        bad = self.probe.loss(Hypothesis(truth.recipe.but(**changes), **{"shift": truth.shift, **hypothesis})).mean
+        good = self.probe.loss(Hypothesis(truth.recipe)).mean
+        bad = self.probe.loss(Hypothesis(truth.recipe.but(**changes), **hypothesis)).mean
         return worse, Effect(metric=LOSS, before=bad, after=good, interval=span(worse, -good), n=worse.n)
 
     def cost(self, changes: Mapping[str, Any]) -> dict[str, Any]:

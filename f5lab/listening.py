@@ -1,7 +1,7 @@
 """One factor at a time, heard: the inference recipe repaired, each cause repaired or broken alone, scored by CER.
 
-As many prompts as the interval needs to separate the answer from chance, and no more. Clips and transcripts are kept
-by content.
+As many prompts, and then seeds, as the interval needs to separate the answer from chance, and no more. Clips of equal length are
+sampled in one batch; clips and transcripts are kept by content.
 """
 
 import hashlib
@@ -14,11 +14,13 @@ from importlib.metadata import version
 
 import numpy as np
 
-from f5lab import factors, oracles
+from f5lab import batches, caches, factors, oracles
+from f5lab.audio import Wave
+from f5lab.batches import Pair
 from f5lab.errors import LabError, ModelError
 from f5lab.examinations import Exam, Suspicion, ranked, span
 from f5lab.oracles import Scored
-from f5lab.paths import atomic_path, cache_dir, sha256_file
+from f5lab.paths import sha256_file
 from f5lab.samplers import Sample, Studio
 from f5lab.specs import Prompt, Recipe
 from f5lab.statistics import Estimate, paired_difference
@@ -26,10 +28,11 @@ from f5lab.verdicts import Effect
 
 logger = logging.getLogger(__name__)
 
-FIRST, STEP, MOST = 4, 2, 8
-"""Prompts to begin with, to add, and at most."""
+FIRST, STEP, MOST = 4, 2, 16
+"""(prompt, seed) pairs to begin with, to add, and at most."""
+PROMPTS, SEEDS = 8, 4
+"""Prompts at most, all of them with seed 0 first, and seeds for each."""
 CER = "CER"
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,14 @@ class Comparison:
 
     @property
     def change(self) -> Estimate:
-        """CER after less before, paired, with its interval over prompts."""
-        return paired_difference(*([s.cer for s in side] for side in (self.after, self.before)), self.groups)
+        """CER after less before, paired, with its interval over prompts.
+
+        With a single prompt it is over seeds, and says nothing about other texts; n is then 1.
+        """
+        sides = [[s.cer for s in side] for side in (self.after, self.before)]
+        if len(set(self.groups)) > 1:
+            return paired_difference(*sides, self.groups)
+        return replace(paired_difference(*sides), n=1)
 
     @property
     def groups(self) -> list[str]:
@@ -92,7 +101,7 @@ class Listening:
         listed += [(f"{name} alone left", c) for name, c in self.broken.items()]
         return [
             {"comparison": name, "CER before": c.effect.before, "CER after": c.effect.after,
-             "change 95 %": "{:+.2f} to {:+.2f}".format(*c.change.interval), "prompts": c.change.n}
+             "change 95 %": "{:+.2f} to {:+.2f}".format(*c.change.interval), "prompts": c.change.n, "clips": len(c.before)}
             for name, c in listed
         ]  # fmt: skip
 
@@ -105,32 +114,40 @@ class Booth:
         self.synthesised = 0
         self._digests: dict[str, str] = {}
 
-    def scored(self, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Scored]:
-        """Return one scored clip for each prompt.
+    def scored(self, recipe: Recipe, pairs: Sequence[Pair]) -> list[Scored]:
+        """Return one scored clip for each (prompt, seed) pair.
 
         Raises
         ------
         LabError
             A recipe cannot be spoken, or there is no recogniser.
         """
-        samples = [self._sample(recipe, prompt) for prompt in prompts]
-        return oracles.score(samples, self.exam.transcriber)
+        return oracles.score(self.samples(recipe, pairs), self.exam.transcriber)
 
-    def _sample(self, recipe: Recipe, prompt: Prompt) -> Sample:
-        path = cache_dir("clips") / f"{self._key(recipe, prompt)}.npz"
-        if path.is_file():
-            stored = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-            from f5lab.audio import Wave
+    def samples(self, recipe: Recipe, pairs: Sequence[Pair]) -> list[Sample]:
+        """Return one clip for each (prompt, seed) pair, from disk where it was spoken before."""
+        kept = {number: self._kept(recipe, prompt, seed) for number, (prompt, seed) in enumerate(pairs)}
+        missing = [number for number, sample in kept.items() if sample is None]
+        for number, sample in zip(missing, batches.speak_pairs(self.studio, recipe, [pairs[i] for i in missing])):
+            self.synthesised += 1
+            self._keep(recipe, *pairs[number], sample)
+            kept[number] = sample
+        return list(kept.values())
 
-            wave = Wave(stored["wave"], int(stored["rate"]))
-            return Sample(wave, stored["mel"], prompt.gen_text, prompt.id, recipe.name, SEED, 0.0)
-        sample = self.studio.speak(recipe, prompt, SEED)
-        self.synthesised += 1
-        with atomic_path(path) as temporary, temporary.open("wb") as f:
-            np.savez(f, wave=sample.wave.samples, rate=sample.wave.rate_hz, mel=sample.mel)
-        return sample
+    def _kept(self, recipe: Recipe, prompt: Prompt, seed: int) -> Sample | None:
+        stored = caches.read("clips", self._key(recipe, prompt, seed))
+        if stored is None:
+            return None
+        clip = np.load(io.BytesIO(stored), allow_pickle=False)
+        wave = Wave(clip["wave"], int(clip["rate"]))
+        return Sample(wave, clip["mel"], prompt.gen_text, prompt.id, recipe.name, seed, 0.0)
 
-    def _key(self, recipe: Recipe, prompt: Prompt) -> str:
+    def _keep(self, recipe: Recipe, prompt: Prompt, seed: int, sample: Sample) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, wave=sample.wave.samples, rate=sample.wave.rate_hz, mel=sample.mel)
+        caches.write("clips", self._key(recipe, prompt, seed), buffer.getvalue())
+
+    def _key(self, recipe: Recipe, prompt: Prompt, seed: int) -> str:
         """Return a digest of everything that the clip depends on: settings and the content of every file."""
         files = [recipe.checkpoint, recipe.vocab, prompt.ref_audio]
         if recipe.vocoder.path:
@@ -140,7 +157,7 @@ class Booth:
                 )
             files += sorted(p for p in recipe.vocoder.path.iterdir() if p.is_file())
         fields = recipe.model_dump(exclude={"name", "checkpoint", "vocab", "vocoder"}, mode="json")
-        told = [fields, recipe.vocoder.name, prompt.ref_text, prompt.gen_text, SEED, self.exam.device, _versions()]
+        told = [fields, recipe.vocoder.name, prompt.ref_text, prompt.gen_text, seed, self.exam.device, _versions()]
         return hashlib.sha256(repr([*told, *map(self._digest, files)]).encode()).hexdigest()[:32]
 
     def _digest(self, path: object) -> str:
@@ -157,7 +174,7 @@ def _versions() -> tuple[str, ...]:
 
 def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | None = None) -> Listening:
     """Hear the whole repair, and each repairable cause alone both ways, on as many prompts as needed."""
-    booth, most = Booth(exam), most_prompts or MOST
+    booth, most = Booth(exam), most_prompts or PROMPTS
     given, right = exam.inference, _repaired(exam)
     whole, problem = None, ""
     try:
@@ -177,7 +194,7 @@ def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | N
             if len(causes) == 1:  # repairing the one cause is the whole repair
                 repaired[item.id], broken[item.id] = whole, whole
                 continue
-            repaired[item.id] = _compare(booth, item.id, given, alone, len(whole.before))
+            repaired[item.id] = _compare(booth, item.id, given, alone, most, most_pairs=len(whole.before))
             broken[item.id] = _compare(booth, item.id, left, right, most)
         except LabError as error:
             logger.warning("%s was not heard: %s", item.id, error)
@@ -194,15 +211,18 @@ def _switchable(item: Suspicion) -> bool:
     return bool(item.factors) and not {"texts", "duration"} & set(item.factors)
 
 
-def _compare(booth: Booth, name: str, before: Recipe, after: Recipe, most: int) -> Comparison:
+def _compare(
+    booth: Booth, name: str, before: Recipe, after: Recipe, most: int, *, most_pairs: int = MOST
+) -> Comparison:
     prompts = booth.exam.case.prompts[:most]
-    count = min(FIRST, len(prompts))
+    pairs = [(prompt, seed) for seed in range(SEEDS) for prompt in prompts][:most_pairs]
+    count = min(FIRST, len(pairs))
     while True:
-        sides = [tuple(booth.scored(recipe, prompts[:count])) for recipe in (before, after)]
+        sides = [tuple(booth.scored(recipe, pairs[:count])) for recipe in (before, after)]
         found = Comparison(name, *sides)
-        if count >= len(prompts) or found.settled:
+        if count >= len(pairs) or found.settled:
             return found
-        count = min(count + STEP, len(prompts))
+        count = min(count + STEP, len(pairs))
 
 
 def weigh(suspicions: Sequence[Suspicion], heard: Listening) -> list[Suspicion]:

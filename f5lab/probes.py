@@ -6,6 +6,7 @@ two hypotheses are compared in pairs. The settings that the weights were trained
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,8 +86,6 @@ class Hypothesis:
         Give no text at all.
     text : callable, optional
         What is done to every text before the front end, such as ``str.lower``.
-    shift : int
-        Added to every token index, clipped to the rows that exist.
     rate_ratio : float
         The recordings are taken to have this many times the rate that they state.
     """
@@ -94,7 +93,6 @@ class Hypothesis:
     recipe: Recipe
     drop_text: bool = False
     text: Callable[[str], str] | None = None
-    shift: int = 0
     rate_ratio: float = 1.0
 
 
@@ -155,28 +153,34 @@ class Probe:
             return bootstrap_mean(difference.mean(1))
         return replace(bootstrap_mean(difference.ravel()), n=len(x))
 
-    @torch.inference_mode()
+    def velocity(self, hypothesis: Hypothesis, number: int, draw: int = 0, *, model: Any = None) -> Tensor:
+        """Return the velocity of an item [shape=(times, n, d)]; `model` stands in for the hypothesis's own."""
+        return self._forward(hypothesis, number, draw, model)[0]
+
     def _item_loss(self, hypothesis: Hypothesis, number: int, draw: int) -> float:
+        v, flow, start = self._forward(hypothesis, number, draw)
+        self.forwards += 1
+        return float(((v - flow)[:, start:] ** 2).mean() / (flow[start:] ** 2).mean())
+
+    @torch.inference_mode()
+    def _forward(self, hypothesis: Hypothesis, number: int, draw: int, model: Any = None) -> tuple[Tensor, Tensor, int]:
+        """Return velocity [shape=(times, n, d)], flow [shape=(n, d)] and the first frame that counts."""
         item, recipe = self.items[number], hypothesis.recipe
-        model = self.bench.model(recipe)
+        model = self.bench.model(recipe) if model is None else model
         x1 = item_mel(item, recipe, hypothesis.rate_ratio).to(self.device)
         generator = torch.Generator().manual_seed(self.seed * 10_007 + number * 101 + draw)
         x0 = torch.randn(x1.shape, generator=generator).to(self.device)
         start = min(round(item.start_s / hypothesis.rate_ratio * RATE_HZ / HOP), len(x1) - 1)
         ids = token_ids(model, recipe, item.text, hypothesis)
         v = velocity(model, x1, x0, ids, start, TIMES, drop_text=hypothesis.drop_text)
-        self.forwards += 1
-        flow = (x1 - x0)[start:]
-        return float(((v[:, start:] - flow) ** 2).mean() / (flow**2).mean())
+        return v, x1 - x0, start
 
 
 def _key(hypothesis: Hypothesis) -> str:
     recipe = hypothesis.recipe
     named = ("checkpoint", "weights", "backbone", "arch", "vocab", "front_end", "mel_spec_type", "precision")
     text = getattr(hypothesis.text, "__qualname__", "")
-    return repr(
-        [getattr(recipe, n) for n in named] + [hypothesis.drop_text, text, hypothesis.shift, hypothesis.rate_ratio]
-    )
+    return repr([getattr(recipe, n) for n in named] + [hypothesis.drop_text, text, hypothesis.rate_ratio])
 
 
 def item_mel(item: Item, recipe: Recipe, rate_ratio: float = 1.0) -> Tensor:
@@ -207,7 +211,7 @@ def token_ids(model: torch.nn.Module, recipe: Recipe, text: str, hypothesis: Hyp
     if int(ids.max()) >= rows:
         worst = int(ids.max())
         raise ModelError(f"token index {worst} of {text[:40]!r}", expected=f"below {rows}, the rows of the embedding")
-    return (ids + hypothesis.shift).clamp(0, rows - 1) if hypothesis.shift else ids
+    return ids
 
 
 def velocity(
@@ -231,12 +235,16 @@ def velocity(
 
 
 class Bench:
-    """Models for experiments: built as a recipe says, filled with weights whose wrappers' prefixes are stripped."""
+    """Models for experiments: built as a recipe says, filled with weights whose wrappers' prefixes are stripped.
+
+    Models that differ in nothing that owns a parameter share their weights.
+    """
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self._models: dict[str, torch.nn.Module] = {}
         self._files: dict[str, checkpoints.Checkpoint] = {}
+        self._weights: dict[object, dict[str, Tensor]] = {}
 
     def checkpoint(self, recipe: Recipe) -> checkpoints.Checkpoint:
         """Return the recipe's opened checkpoint."""
@@ -257,14 +265,25 @@ class Bench:
         fields = (recipe.checkpoint, recipe.weights, recipe.backbone, sorted(recipe.arch.items(), key=str), size)
         key = repr((fields, models.pick_precision(recipe.precision, self.device)))
         if key not in self._models:
-            built = models.build_cfm(recipe.backbone, recipe.arch, recipe.vocab, front_end=recipe.front_end)
-            weights = self.checkpoint(recipe).weights(recipe.weights)
-            self._models[key] = models.fill(built, weights, precision=recipe.precision, device=self.device)
+            built = models.build_cfm(recipe.backbone, recipe.arch, recipe.vocab, front_end=recipe.front_end, empty=True)
+            self._models[key] = models.fill(
+                built, self._converted(recipe), precision=recipe.precision, device=self.device
+            )
         return self._models[key]
+
+    def _converted(self, recipe: Recipe) -> dict[str, Tensor]:
+        """Return the recipe's weights in its precision on the bench's device, the same tensors for every model."""
+        dtype = models.compute_dtype(recipe.precision, self.device)
+        key = (recipe.checkpoint, recipe.weights, dtype)
+        if key not in self._weights:
+            weights = self.checkpoint(recipe).weights(recipe.weights)
+            self._weights[key] = models.converted(weights, dtype, self.device)
+        return self._weights[key]
 
     def forget(self) -> None:
         """Drop all models."""
         self._models.clear()
+        self._weights.clear()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,7 +156,7 @@ class Studio:
             model = models.load_weights(
                 model, recipe.checkpoint, recipe.weights, precision=precision, device=self.device
             )
-            self._models[key] = _prepared(model, self.device) if recipe.path == "accelerate" else model
+            self._models[key] = prepared(model, self.device) if recipe.path == "accelerate" else model
         return self._models[key]
 
     def vocoder(self, recipe: Recipe) -> torch.nn.Module:
@@ -207,26 +208,19 @@ class Studio:
         made = generated.to(torch.float32)[0, len(mel) :].cpu().numpy()
         return models.decode_mel(self.vocoder(recipe), made, recipe.vocoder.name), made
 
-    def _infer(self, recipe: Recipe, prompt: Prompt, seed: int) -> tuple[Wave, np.ndarray, str]:
-        """Call upstream's ``preprocess_ref_audio_text`` and ``infer_process``."""
-        if not prompt.ref_text.strip():
-            raise CaseError(
-                f"prompt {prompt.id} has no ref_text",
-                next_step="write down what the reference says: upstream would guess it",
-            )
-        audible(prompt.ref_audio)
-        up, model, vocoder = models.upstream(), self.model(recipe), self.vocoder(recipe)
-        with models.quiet(), spoken_front_end(recipe.front_end):
-            audio, text = up.preprocess_ref_audio_text(str(prompt.ref_audio), prompt.ref_text, show_info=_mute)
+    def _infer(self, recipe: Recipe, prompt: Prompt, seed: int, model: Any = None) -> tuple[Wave, np.ndarray, str]:
+        """Call upstream's ``preprocess_ref_audio_text`` and ``infer_process``; `model` stands in for the recipe's."""
+        audio, text = inference_prompt(prompt)
+        own, vocoder = (self.model(recipe) if model is None else None), self.vocoder(recipe)
+        with spoken_front_end(recipe.front_end):  # whatever is built draws random numbers: before the seed is set
             torch.manual_seed(seed)
             try:
-                samples, rate, spectrogram = up.infer_process(
-                    audio, text, prompt.gen_text, model, vocoder, mel_spec_type=recipe.vocoder.name, show_info=_mute, progress=None,
-                    nfe_step=recipe.nfe_step, cfg_strength=recipe.cfg_strength, sway_sampling_coef=recipe.sway_sampling_coef,
-                    speed=recipe.speed, fix_duration=recipe.fix_duration, device=self.device,
-                )  # fmt: skip
+                samples, rate, spectrogram = run_inference(
+                    recipe, audio, text, prompt, own or model, vocoder, self.device
+                )
             finally:
-                model.transformer.clear_cache()
+                if own is not None:
+                    own.transformer.clear_cache()
         if samples is None or not len(samples):
             raise ModelError(
                 f"infer_process returned no audio for prompt {prompt.id}", next_step="check gen_text and fix_duration"
@@ -237,6 +231,44 @@ class Studio:
                 next_step="try precision: fp32",
             )
         return Wave(np.asarray(samples, np.float32), rate), np.ascontiguousarray(spectrogram.T), prompt.gen_text
+
+    def finish(self, recipe: Recipe, prompt: Prompt, seed: int, sampled: Any, seconds: float) -> Sample:
+        """Return the sample that ``infer_process`` makes of a mel; `sampled` has a ``sample`` method that returns it."""
+        start = time.perf_counter()
+        wave, mel, text = self._infer(recipe, prompt, seed, sampled)
+        return Sample(wave, mel, text, prompt.id, recipe.name, seed, seconds + time.perf_counter() - start)
+
+
+def inference_prompt(prompt: Prompt) -> tuple[str, str]:
+    """Return the reference as upstream's ``preprocess_ref_audio_text`` prepares it: a WAV file and its text.
+
+    Raises
+    ------
+    CaseError
+        The prompt has no text for its reference.
+    AudioError
+        The reference is missing, unreadable or silent.
+    """
+    if not prompt.ref_text.strip():
+        raise CaseError(
+            f"prompt {prompt.id} has no ref_text",
+            next_step="write down what the reference says: upstream would guess it",
+        )
+    audible(prompt.ref_audio)
+    with models.quiet():
+        return models.upstream().preprocess_ref_audio_text(str(prompt.ref_audio), prompt.ref_text, show_info=_mute)
+
+
+def run_inference(
+    recipe: Recipe, audio: str, text: str, prompt: Prompt, model: Any, vocoder: Any, device: str
+) -> tuple[np.ndarray | None, int, np.ndarray | None]:
+    """Call upstream's ``infer_process`` with a recipe's settings: samples, rate and spectrogram [shape=(d, n)]."""
+    with models.quiet():
+        return models.upstream().infer_process(
+            audio, text, prompt.gen_text, model, vocoder, mel_spec_type=recipe.vocoder.name, show_info=_mute, progress=None,
+            nfe_step=recipe.nfe_step, cfg_strength=recipe.cfg_strength, sway_sampling_coef=recipe.sway_sampling_coef,
+            speed=recipe.speed, fix_duration=recipe.fix_duration, device=device,
+        )  # fmt: skip
 
 
 def training_item(prompt: Prompt) -> tuple[Path, str]:
@@ -277,7 +309,8 @@ def spoken_front_end(name: FrontEnd) -> Iterator[None]:
         module.convert_char_to_pinyin = stock
 
 
-def _prepared(model: torch.nn.Module, device: str) -> torch.nn.Module:
+def prepared(model: torch.nn.Module, device: str) -> torch.nn.Module:
+    """Return a model after Accelerate's ``prepare`` and ``unwrap_model``, in eval mode."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=device == "cpu")

@@ -4,9 +4,10 @@ Coordinate descent over what a wrong value would not raise for: set of weights, 
 architecture, text front end. A stated setting is kept unless another explains the recordings clearly better.
 """
 
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from f5lab.specs import Case, FrontEnd, Recipe
 HIDDEN = {"DiT": {"text_mask_padding": (True, False), "pe_attn_head": (None, 1)},
           "UNetT": {"text_mask_padding": (True, False), "pe_attn_head": (None, 1)}, "MMDiT": {"text_mask_padding": (True, False)}}  # fmt: skip
 """Options without a trace in the shapes that upstream's own configs differ in."""
+STAND_IN = 0xE000
+"""Private-use characters stand for rows of a repaired vocab whose symbol nobody knows."""
 GAIN = 0.02
 """A setting is taken to be the trained one when it lowers the loss by at least this share and the interval excludes 0."""
 
@@ -35,8 +38,6 @@ class Truth:
     recipe : Recipe
     known : dict of str to str
         Factor to "stated", "inferred" (the probe says so) or "assumed".
-    shift : int
-        Offset of token indices that explains the weights best; 0 where the vocab is right.
     gate : Gate or None
         What the text is worth to the weights; None where nothing could be probed.
     steps : tuple of dict
@@ -47,7 +48,6 @@ class Truth:
 
     recipe: Recipe
     known: dict[str, str]
-    shift: int = 0
     gate: Gate | None = None
     steps: tuple[dict[str, Any], ...] = ()
     problem: str = ""
@@ -122,10 +122,7 @@ class Search:
 
     def but(self, **changes: Any) -> Hypothesis:
         """Return the current hypothesis with recipe fields changed."""
-        current = self.current
-        return Hypothesis(
-            current.recipe.but(**changes), current.drop_text, current.text, current.shift, current.rate_ratio
-        )
+        return replace(self.current, recipe=self.current.recipe.but(**changes))
 
 
 def dataset_front_end(case: Case) -> FrontEnd | None:
@@ -184,7 +181,7 @@ def find_truth(
         return Truth(stated.but(weights=search.current.recipe.weights), known, gate=gate, steps=tuple(search.steps))
     known |= dict.fromkeys(search.changed, "inferred")
     known |= {factor: "inferred" for factor in known if known[factor] == "assumed" and search.decided.get(factor)}
-    return Truth(search.current.recipe.but(name="as trained"), known, search.current.shift, gate, tuple(search.steps))
+    return Truth(search.current.recipe.but(name="as trained"), known, gate, tuple(search.steps))
 
 
 def _flag_candidates(search: Search) -> Iterator[tuple[str, Hypothesis]]:
@@ -222,9 +219,9 @@ def _vocab_candidates(
         if path is not None and path not in tried:
             tried.add(path)
             yield name, search.but(vocab=path)
-    current = search.current
-    for shift in (-1, 1):
-        yield f"indices shifted by {shift:+d}", Hypothesis(current.recipe, shift=shift)
+    for offset in (-1, 1):
+        with contextlib.suppress(VocabError):  # one that cannot be read has been scored as such already
+            yield f"indices moved by {offset:+d}", search.but(vocab=moved_vocab(recipe.vocab, offset))
 
 
 def repaired_vocab(checkpoint: Checkpoint, base: Checkpoint | None, base_vocab: Path | None) -> Path | None:
@@ -247,13 +244,28 @@ def repaired_vocab(checkpoint: Checkpoint, base: Checkpoint | None, base_vocab: 
     match = anatomy.match_rows(rows, base_rows)
     if match.convincing < 0.8 or match.identity_share == 1.0 or len(set(match.nearest)) < len(match.nearest):
         return None
-    text = "".join(f"{names.get(i, '')}\n" for i in match.nearest)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as f:
-        f.write(text)
-        f.flush()
-        digest = vocabs.read_vocab(f.name).sha256
-    path = cache_dir("vocabs") / f"{digest[:16]}.txt"
-    if not path.is_file():
+    return _kept_vocab([names.get(i, "") for i in match.nearest])
+
+
+def moved_vocab(vocab: Path, offset: int) -> Path:
+    """Return a vocab file in which every symbol's index is higher by `offset`; rows left without one get a stand-in.
+
+    The file is written to the cache, named by its content.
+
+    Raises
+    ------
+    VocabError
+        `vocab` cannot be read.
+    """
+    given = vocabs.read_vocab(vocab)
+    names = {index + offset: token for token, index in given.char_map.items()}
+    return _kept_vocab([names.get(index, chr(STAND_IN + index)) for index in range(given.largest_index + 1)])
+
+
+def _kept_vocab(symbols: Sequence[str]) -> Path:
+    text = "".join(f"{symbol}\n" for symbol in symbols)
+    path = cache_dir("vocabs") / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
+    if not path.is_file() or path.read_bytes() != text.encode():
         write_text(path, text)
     return path
 

@@ -36,8 +36,6 @@ def detect_vocab(exam: Exam) -> list[Suspicion]:
                 "vocab-damage", claim, 0.95, 1.0, value=given.size - rows, unit="symbols too many", factors=("vocab",)
             )
         ]
-    if truth.shift:
-        return _shifted(exam)
     found = vocabs.compare(trained, given)
     moved, total = _moved(exam, trained, given)
     if found.harmless or not moved:
@@ -74,14 +72,6 @@ def _same_vocab(exam: Exam, found: VocabComparison, given: Vocab) -> list[Suspic
 def _overrun(exam: Exam, given: Vocab) -> list[str]:
     used = {t for text in exam.texts for t in map(str, models.front_end(exam.inference.front_end)(text))}
     return sorted(t for t in used if given.lookup(t) >= exam.shapes.vocab_size)
-
-
-def _shifted(exam: Exam) -> list[Suspicion]:
-    truth = exam.truth
-    worse = exam.broken({}, shift=0)
-    claim = f"Indices shifted by {truth.shift:+d} explain the recordings; as given, the loss is {100 * worse.mean:.0f} % higher."
-    return [cause("vocab-off-by-one", claim, 0.93, min(1.0, worse.mean), value=worse.mean, unit="higher loss, as a share",
-                  interval=span(worse), n=worse.n, factors=("vocab",), settings={"vocab": f"one whose lines are moved by {truth.shift:+d}"})]  # fmt: skip
 
 
 def _moved(exam: Exam, trained: Vocab, given: Vocab) -> tuple[int, int]:
@@ -214,9 +204,7 @@ def detect_capitals(exam: Exam) -> list[Suspicion]:
     folded = _dataset_is_folded(exam)
     try:
         truth = exam.truth
-        lower = exam.probe.compare(
-            Hypothesis(truth.recipe, shift=truth.shift), Hypothesis(truth.recipe, text=str.lower, shift=truth.shift)
-        )
+        lower = exam.probe.compare(Hypothesis(truth.recipe), Hypothesis(truth.recipe, text=str.lower))
         better = lower.mean < -0.02 and lower.high < 0
     except LabError:
         lower, better = None, False

@@ -16,6 +16,7 @@ from f5lab.audio import load_wave
 from f5lab.curricula import Clip
 from f5lab.errors import SpecimenError
 from f5lab.finetuning import MALE
+from f5lab.mappings import load_tensors
 from f5lab.paths import atomic_path, existing_file, write_text
 
 
@@ -54,7 +55,11 @@ class VocoderPlan:
     seed: int = 0
 
 
-STAGES = (VocoderPlan(), VocoderPlan(updates=1500, peak_lr=8e-4, focus=0.6, seed=1))
+STAGES = (
+    VocoderPlan(),
+    VocoderPlan(updates=1500, peak_lr=8e-4, focus=0.6, seed=1),
+    VocoderPlan(updates=1500, peak_lr=6e-4, focus=0.8, noise=0.15, seed=2),
+)
 """The shipped vocoder: from nothing on all speech, then on at a lower rate and mostly on what the specimen speaks."""
 
 
@@ -154,7 +159,7 @@ def train_vocoder(
     folder.mkdir(parents=True, exist_ok=True)
     vocoder = build_vocoder(stages[0], folder).to(device)
     if start is not None:
-        weights = torch.load(existing_file(start, SpecimenError, "vocoder"), weights_only=True, map_location="cpu")
+        weights = load_tensors(existing_file(start, SpecimenError, "vocoder"))
         vocoder.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     waves = [load_wave(clip.path).samples for clip in clips]
     focus = [i for i, clip in enumerate(clips) if (clip.voice, clip.kind) == (MALE, "phrase")]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from f5lab import parity, paths, probes
+from f5lab import parity, paths, probes, settings_search
 from f5lab.audio import Wave
 from f5lab.errors import ModelError
 from f5lab.examinations import Exam
@@ -42,7 +42,8 @@ def test_a_loss_is_the_same_twice_and_between_probes(exam: Exam, good: Hypothesi
 
 def test_the_text_and_its_rows_matter(exam: Exam, good: Hypothesis) -> None:
     assert probes.text_gate(exam.probe, good).passed
-    for wrong in (replace(good, shift=1), replace(good, drop_text=True)):
+    moved = good.recipe.but(vocab=settings_search.moved_vocab(good.recipe.vocab, 1))
+    for wrong in (Hypothesis(moved), replace(good, drop_text=True)):
         assert exam.probe.compare(good, wrong).low > 0.05
 
 
@@ -109,3 +110,19 @@ def test_times_as_a_batch_give_what_each_gives_alone(exam: Exam, good: Hypothesi
         together = probes.velocity(model, x1, x0, ids, 40, probes.TIMES)
         alone = torch.cat([probes.velocity(model, x1, x0, ids, 40, (t,)) for t in probes.TIMES])
     assert torch.allclose(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_models_that_differ_in_hidden_options_share_their_weights(exam: Exam, good: Hypothesis) -> None:
+    from f5lab import models
+
+    bench, recipe = probes.Bench("cpu"), good.recipe
+    a, b = bench.model(recipe), bench.model(recipe.but(arch={**recipe.arch, "pe_attn_head": None}))
+    pairs = list(zip(a.parameters(), b.parameters(), strict=True))
+    assert a is not b and len(pairs) > 50
+    assert all(x.data_ptr() == y.data_ptr() and not x.is_meta for x, y in pairs)
+    alone = models.fill(
+        models.build_cfm(recipe.backbone, recipe.arch, recipe.vocab), exam.checkpoint.weights(recipe.weights)
+    )
+    own = a.state_dict()
+    assert all(bool((own[name] == value).all()) for name, value in alone.state_dict().items())
+    assert all(bool((x == y).all()) for x, y in zip(a.buffers(), alone.buffers(), strict=True))
