@@ -118,7 +118,7 @@ def find_sources(case: Case, checkpoint: Checkpoint, base: Checkpoint | None) ->
             weights[name] = checkpoint.weights(name)
         else:
             missing[name] = f"{checkpoint.path.name} has only {', '.join(checkpoint.slots)} weights"
-    files = {name: checkpoint.path for name in weights}
+    files = dict.fromkeys(weights, checkpoint.path)
     first = next(iter(weights.values()))
     if base is None:
         missing["base"] = "the case names no base"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from f5lab.activations import ATTENTION, FEED_FORWARD, INPUT, STREAM, TEXT, VELOCITY, Divergence, Stage
 from f5lab.alignments import Alignment
-from f5lab.plots import HOP_S, PALETTE, plot_mel
+from f5lab.plots import HOP_S, PALETTE, label_text, plot_mel
 from f5lab.trajectories import Pair, Trajectory
 
 COLUMNS = 6
@@ -31,7 +31,7 @@ def step_grid(paths: Sequence[tuple[str, Trajectory]], *, columns: int = COLUMNS
             ax.set_visible(False)
         row[0].set_ylabel(f"{name}\nmel channel")
     figure.colorbar(mesh, ax=axes, label="log-mel (nat)", fraction=0.02)
-    figure.suptitle(caption, fontsize=8, color="#555")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure
 
 
@@ -74,7 +74,7 @@ def partings(pair: Pair, *, caption: str = "") -> Figure:
         final.axvspan(*span, color=PALETTE[3], alpha=0.12, label="holds half of it")
     final.legend(fontsize=6.5)
     final.set(xlabel="time in the generated clip (s)", ylabel="final mels apart (nat)", ylim=(0, None))
-    figure.suptitle(caption, fontsize=8, color="#555")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure
 
 
@@ -105,5 +105,27 @@ def divergences(found: Divergence, *, caption: str = "") -> Figure:
     axes[0].set(ylabel="relative L2 difference", ylim=(0, None))
     axes[1].set(ylabel="cosine")
     axes[0].legend(fontsize=7)
-    figure.suptitle(caption, fontsize=8, color="#555")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
+    return figure
+
+
+def character_maps(found: Sequence[tuple[str, Alignment]], *, caption: str = "") -> Figure:
+    """Draw characters (rows, read downwards) against time, one panel each: how much each frame listens to each character.
+
+    Circles are the characters' centroids, the dashed line is the straight diagonal; each panel has its own scale.
+    """
+    most = max(len(alignment.tokens) for _, alignment in found)
+    figure, axes = plt.subplots(1, len(found), figsize=(4.5 * len(found), 0.17 * most + 1.5), squeeze=False)
+    for ax, (name, alignment) in zip(axes.flat, found):
+        k, n = alignment.effect.shape
+        mesh = ax.pcolormesh(np.arange(n + 1) * HOP_S, np.arange(k + 1), 100 * alignment.effect, cmap="viridis", rasterized=True)
+        ax.plot([0, n * HOP_S], [0, k], "--", color="white", lw=0.8)
+        ax.plot(alignment.centroids_s, np.arange(k) + 0.5, "o", ms=3.5, mfc="none", mec="white")
+        ax.set_yticks(np.arange(k) + 0.5, [label_text(token.replace(" ", "␣"), 8) for token in alignment.tokens], fontsize=7)
+        ax.invert_yaxis()
+        rank = alignment.rank_correlation
+        ax.set_title(f"{label_text(name)}: {'no order' if rank is None else f'rank correlation {rank:.2f}'}", loc="left")
+        ax.set(xlabel="time in the new clip (s)", ylabel="character of the new text")
+        figure.colorbar(mesh, ax=ax, label="change of velocity (% of the flow)")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure

@@ -25,6 +25,7 @@ LAYERS = [
         "parity", "prompt_timing", "examinations", "settings_search", "weight_faults", "setting_faults", "text_faults",
         "audio_faults", "listening", "diagnosis", "calibration", "planting", "plants", "plants_audio", "plants_harmless",
         "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings",
+        "activations", "trajectories", "alignments", "grids", "blends", "model_figures",
     },
     {"parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "widgets", "console", "cli", "__main__"},
 ]  # fmt: skip
