@@ -15,7 +15,7 @@ checkpoints, vocabs, samplers``; each imports only from the layers above it:
    ``weight_faults`` ``setting_faults`` ``text_faults`` ``audio_faults`` ``listening`` ``diagnosis``; its calibration: ``planting`` ``plants*``
    ``calibration``; ``bundles`` ``bundle_speech`` ``spellings``; inside the model: ``activations`` ``trajectories`` ``alignments``
    ``model_figures``; settings and weights: ``grids`` ``blends``; the specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``
-4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders`` ``workbook`` ``resuming`` ``console`` ``cli``
+4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders`` ``workbook`` ``resuming`` ``console`` ``cli`` ``cli_blends``
 """
 
 from typing import TYPE_CHECKING, Any

@@ -139,6 +139,16 @@ class Divergence:
         return next((s for s, far in zip(self.stages, self.relative) if far.max() > EXACT), None)
 
 
+def conclusion(found: Divergence) -> dict[str, Any]:
+    """Return verdict, value, unit, n and limitation of: the two models compute different things from the same inputs."""
+    if found.problem:
+        return {"verdict": "inconclusive", "limitation": found.problem}
+    far = float(found.at(VELOCITY)[0].mean())
+    return {"verdict": "supported" if found.first else "refuted", "value": far if np.isfinite(far) else None,
+            "unit": "relative L2 at the velocity", "n": len({name for name, _ in found.passes}),
+            "limitation": "" if np.isfinite(far) else "one of the velocities is zero or not finite"}  # fmt: skip
+
+
 @torch.inference_mode()
 def run_watched(
     bench: Bench, recipe: Recipe, item: Item, time: float, *, seed: int = 0, branches: bool = True

@@ -7,6 +7,7 @@ convolutional networks", ECCV, sec. 2.1). Where speech follows its text the chan
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,17 +15,20 @@ from scipy import stats
 from torch import Tensor
 
 from f5lab import models, probes
-from f5lab.errors import ModelError
+from f5lab.errors import LabError, ModelError
 from f5lab.models import HOP, RATE_HZ
 from f5lab.probes import Bench, Item
 from f5lab.specs import Case, Recipe
+from f5lab.statistics import Estimate, bootstrap_mean, paired_difference
 
-TIME = 0.15
+TIME = 0.05
 """Flow time: early, when the network must take from the text what the mel does not show yet."""
 SUBSTITUTES = 2
 NEAR = 0.2
 """Half width of the band around the diagonal, as a share of the clip."""
 FEWEST_CHARACTERS = 4
+ORDERED = 0.3
+"""Rank correlation from which on characters are said to act in the order of the text; chance is 0."""
 SILENT = 1e-3
 """Changes below this share of the flow are no effect of the text; rounding is 1e-6."""
 FRAMES = {"cpu": 2400, "mps": 6000, "cuda": 30000}
@@ -94,7 +98,7 @@ class Alignment:
     def diagonal_share(self) -> float | None:
         """Share of the squared change within `NEAR` of the straight diagonal, less what an even spread would put there.
 
-        0 by chance, at most `most_share`; None where the text has no effect.
+        0 by chance; None where the text has no effect.
         """
         if self.strength < SILENT:
             return None
@@ -112,6 +116,82 @@ class Alignment:
         return {"recipe": self.recipe, "recording": self.item, "characters": len(self.tokens),
                 "rank correlation": self.rank_correlation, "near the diagonal, above chance": self.diagonal_share,
                 "effect of one character": self.strength}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Alignments:
+    """Alignments of one recipe over several recordings.
+
+    Attributes
+    ----------
+    found : tuple of Alignment
+    problem : str
+        Why there are none; empty when there are.
+    """
+
+    found: tuple[Alignment, ...]
+    problem: str = ""
+
+    @property
+    def order(self) -> Estimate | None:
+        """Mean rank correlation with its interval over recordings; None where it is undefined for all of them.
+
+        A recording whose text has no effect, or no order, counts with 0: nothing in it follows the text.
+        """
+        values = [a.rank_correlation for a in self.found]
+        if all(value is None for value in values):
+            return None
+        return bootstrap_mean([value or 0.0 for value in values])
+
+    @property
+    def share(self) -> float | None:
+        """Mean share near the diagonal above chance; None where the text has no effect in any recording."""
+        values = [a.diagonal_share for a in self.found if a.diagonal_share is not None]
+        return float(np.mean(values)) if values else None
+
+
+def align_all(
+    bench: Bench, recipe: Recipe, chosen: Sequence[Target], *, time: float = TIME, seed: int = 0
+) -> Alignments:
+    """Measure several recordings; what prevents it is said, not raised."""
+    try:
+        return Alignments(tuple(align(bench, recipe, target, time=time, seed=seed) for target in chosen))
+    except LabError as error:
+        return Alignments((), str(error))
+
+
+def order_conclusion(found: Alignments) -> dict[str, Any]:
+    """Return verdict, value, unit, interval, n and limitation of: characters act on the clip in the order of the text."""
+    if found.problem:
+        return {"verdict": "inconclusive", "limitation": found.problem}
+    order = found.order
+    if order is None:
+        return {"verdict": "refuted", "n": len(found.found), "limitation": "the text has no effect on the velocity"}
+    if order.n < 2:
+        return {
+            "verdict": "inconclusive",
+            "value": order.mean,
+            "unit": "rank correlation",
+            "n": 1,
+            "limitation": "one recording",
+        }
+    verdict = "supported" if order.low >= ORDERED else "refuted" if order.high < ORDERED else "inconclusive"
+    return {"verdict": verdict, "value": order.mean, "unit": f"rank correlation (from {ORDERED} on: in order)",
+            "interval": order.interval, "n": order.n}  # fmt: skip
+
+
+def loss_conclusion(given: Alignments, trained: Alignments) -> dict[str, Any]:
+    """Return the same of: the order that characters have as trained is lost under other settings; paired by recording."""
+    if given.problem or trained.problem:
+        return {"verdict": "inconclusive", "limitation": given.problem or trained.problem}
+    if trained.order is None:
+        return {"verdict": "inconclusive", "limitation": "the text has no effect as trained either"}
+    sides = [[a.rank_correlation or 0.0 for a in side.found] for side in (given, trained)]
+    change = paired_difference(*sides)
+    told = change.n > 1
+    verdict = "supported" if change.high < 0 else "refuted" if change.low >= 0 else "inconclusive"
+    return {"verdict": verdict if told else "inconclusive", "value": change.mean, "unit": "rank correlation, as it is less as trained",
+            "interval": change.interval if told else None, "n": change.n, "limitation": "" if told else "one recording"}  # fmt: skip
 
 
 @torch.inference_mode()

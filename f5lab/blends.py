@@ -9,22 +9,25 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from f5lab import models, oracles, vocabs
-from f5lab.asr import Transcriber
-from f5lab.checkpoints import EMA_PREFIX, Checkpoint, open_checkpoint
-from f5lab.errors import CheckpointError, LabError, UsageError
+from f5lab import bundles, models, vocabs
+from f5lab.batches import Pair
+from f5lab.checkpoints import EMA_PREFIX, Checkpoint
+from f5lab.errors import BundleError, CheckpointError, LabError, ModelError, UsageError
+from f5lab.examinations import Exam
+from f5lab.grids import FEWEST_PROMPTS
+from f5lab.listening import Booth
 from f5lab.oracles import Scored
-from f5lab.paths import atomic_path, sha256_file
+from f5lab.paths import atomic_path, free_folder, sha256_file
 from f5lab.probes import FEW_ITEMS, Bench, Hypothesis, Item, Probe
-from f5lab.samplers import Studio
-from f5lab.specs import Case, Prompt, Recipe
-from f5lab.statistics import Estimate, bootstrap_mean
+from f5lab.specs import Case, Recipe
+from f5lab.statistics import Estimate, bootstrap_mean, paired_difference
 
 SOURCES = ("raw", "ema", "base")
 
@@ -162,7 +165,9 @@ def blend(sources: Sources, mix: Mix) -> dict[str, Tensor]:
         raise CheckpointError(f"{mix.name} cannot be blended", offenders=lacking, next_step="leave it out of the mix")
     parts = [(value, sources.weights[name]) for name, value in mix.shares.items()]
     return {
-        name: sum((value * weights[name].float() for value, weights in parts[1:]), parts[0][0] * parts[0][1][name].float())
+        name: sum(
+            (value * weights[name].float() for value, weights in parts[1:]), parts[0][0] * parts[0][1][name].float()
+        )
         for name in parts[0][1]
     }
 
@@ -242,7 +247,13 @@ class Landscape:
 
 
 def survey(
-    recipe: Recipe, sources: Sources, mixes: Sequence[Mix], items: Sequence[Item], *, draws: int = 1, device: str = "cpu"
+    recipe: Recipe,
+    sources: Sources,
+    mixes: Sequence[Mix],
+    items: Sequence[Item],
+    *,
+    draws: int = 1,
+    device: str = "cpu",
 ) -> Landscape:
     """Score blends by the probe, with the same recordings, noise and times for each; one model is in memory at a time.
 
@@ -251,7 +262,7 @@ def survey(
     ModelError
         The weights do not fit the recipe's architecture, or a loss is not finite.
     """
-    model = models.build_cfm(recipe.backbone, recipe.arch, recipe.vocab, front_end=recipe.front_end)
+    model = models.build_cfm(recipe.backbone, recipe.arch, recipe.vocab, front_end=recipe.front_end, empty=True)
     losses = []
     for mix in mixes:
         models.fill(model, blend(sources, mix), precision=recipe.precision, device=device)
@@ -261,28 +272,152 @@ def survey(
     return Landscape(tuple(mixes), np.array(losses))
 
 
-def hear(
-    recipe: Recipe, sources: Sources, mixes: Sequence[Mix], prompts: Sequence[Prompt], seeds: Sequence[int], *,
-    transcriber: Transcriber, device: str = "cpu",
-) -> dict[Mix, list[Scored]]:  # fmt: skip
-    """Speak and score blends on the recipe's path; each is written to a temporary folder and loaded as users load it.
+@dataclass(frozen=True)
+class Blending:
+    """Blends of a case's weights, scored by the probe.
+
+    Attributes
+    ----------
+    sources : Sources
+    own : Mix
+        What inference loads today.
+    landscape : Landscape or None
+    problem : str
+        Why nothing was scored; empty when something was.
+    """
+
+    sources: Sources
+    own: Mix
+    landscape: Landscape | None = None
+    problem: str = ""
+
+
+def explore(exam: Exam, *, steps: int = 4, draws: int = 1) -> Blending:
+    """Score every blend of a case's sources in steps of ``1 / steps``, with all other settings as trained.
+
+    What prevents it is said, not raised.
 
     Raises
     ------
-    LabError
-        A blend cannot be loaded or spoken.
+    UsageError
+        `steps` is below 1.
     """
-    heard = {}
-    for mix in mixes:
-        with tempfile.TemporaryDirectory() as folder:
-            path = write_blend(sources, mix, Path(folder))
-            blended = recipe.but(name=mix.name, checkpoint=path, weights="ema")
-            heard[mix] = oracles.score(Studio(device).speak_all(blended, prompts, seeds), transcriber)
-    return heard
+    if steps < 1:
+        raise UsageError(f"steps {steps}", expected="1 or more")
+    sources = find_sources(exam.case, exam.checkpoint, exam.base)
+    wanted = exam.case.inference.weights
+    own = Mix(**{wanted if wanted in sources.weights else next(iter(sources.weights)): 1.0})
+    if len(sources.weights) < 2:
+        missing = "; ".join(f"{name}: {reason}" for name, reason in sources.missing.items())
+        return Blending(sources, own, problem=f"only {own.name} is there ({missing})")
+    try:
+        landscape = survey(
+            exam.truth.recipe, sources, sources.lattice(steps), exam.probe.items, draws=draws, device=exam.device
+        )
+    except LabError as error:
+        return Blending(sources, own, problem=str(error))
+    return Blending(sources, own, landscape)
 
 
-def blended_recipe(recipe: Recipe, path: Path) -> Recipe:
-    """Return a recipe with its weights taken from a written blend, as `bundles.write_bundle` takes it."""
-    if "ema" not in open_checkpoint(path).slots:
-        raise CheckpointError(f"{path} is no blend", expected="a file that write_blend wrote")
-    return recipe.but(name="blend", checkpoint=path, weights="ema")
+def report(blending: Blending) -> dict[str, Any]:
+    """Return what was found as facts and rows.
+
+    Raises
+    ------
+    ModelError
+        Nothing could be scored.
+    """
+    landscape = blending.landscape
+    if landscape is None:
+        raise ModelError(f"blends cannot be scored: {blending.problem}")
+    return {"inference_loads": blending.own.name, "best": landscape.best.name, **probe_conclusion(blending),
+            "recordings": landscape.losses.shape[1], "left_out": blending.sources.missing, "blends": landscape.rows}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Two blends spoken with the same prompts and seeds.
+
+    Attributes
+    ----------
+    before, after : tuple of Scored
+    problem : str
+        Why nothing was heard; empty when something was.
+    """
+
+    before: tuple[Scored, ...] = ()
+    after: tuple[Scored, ...] = ()
+    problem: str = ""
+
+    @property
+    def change(self) -> Estimate | None:
+        """CER after less before, paired, with its interval over prompts; None when nothing was heard."""
+        if not self.before:
+            return None
+        prompts = [scored.sample.prompt_id for scored in self.before]
+        return paired_difference([s.cer for s in self.after], [s.cer for s in self.before], prompts)
+
+
+def hear(exam: Exam, recipe: Recipe, blending: Blending, mix: Mix, pairs: Sequence[Pair]) -> Heard:
+    """Speak and score a mix, and what inference loads today, on the recipe's path; what prevents it is said, not raised."""
+    if mix == blending.own:
+        return Heard(problem=f"{mix.name} is what inference loads")
+    sides = []
+    try:
+        for chosen in (blending.own, mix):
+            with tempfile.TemporaryDirectory() as folder:
+                path = write_blend(blending.sources, chosen, Path(folder))
+                spoken = recipe.but(name=chosen.name, checkpoint=path, weights="ema")
+                sides.append(tuple(Booth(exam).scored(spoken, pairs)))
+    except LabError as error:
+        return Heard(problem=str(error))
+    return Heard(*sides)
+
+
+def export(exam: Exam, sources: Sources, mix: Mix, out: Path, *, verify: bool = True) -> dict[str, Any]:
+    """Write a new folder with ``blend/model.safetensors`` and ``bundle/``, which the stock command line speaks with.
+
+    All settings but the weights are as trained.
+
+    Returns
+    -------
+    dict
+        ``blend``: name, path and SHA-256; ``bundle``: what `bundles.write_bundle` returns.
+
+    Raises
+    ------
+    BundleError
+        `out` is not empty, or the bundle cannot be written or does not speak.
+    LabError
+        A source is not there, or a file cannot be written.
+    """
+    out = free_folder(out, BundleError)
+    path = write_blend(sources, mix, out / "blend")
+    recipe = exam.truth.recipe.but(name=f"blend {mix.name}", path="inference", checkpoint=path, weights="ema")
+    facts = bundles.write_bundle(exam.case, out / "bundle", recipe=recipe, verify=verify, device=exam.device)
+    return {"blend": {"name": mix.name, "path": str(path), "sha256": sha256_file(path)}, "bundle": facts}
+
+
+def probe_conclusion(blending: Blending) -> dict[str, Any]:
+    """Return verdict, value, unit, interval, n and limitation of: a blend explains the recordings better than today's weights."""
+    if blending.landscape is None:
+        return {"verdict": "inconclusive", "limitation": blending.problem}
+    change = blending.landscape.honest_change(blending.own)
+    if change is None:
+        return {"verdict": "inconclusive", "limitation": f"needs {FEW_ITEMS} recordings"}
+    verdict = "supported" if change.high < 0 else "refuted" if change.low >= 0 else "inconclusive"
+    return {"verdict": verdict, "value": 100 * change.mean, "unit": f"% of the loss of {blending.own.name}",
+            "interval": (100 * change.low, 100 * change.high), "n": change.n,
+            "limitation": "The blend is chosen for each recording from the others. Loss is not yet speech."}  # fmt: skip
+
+
+def heard_conclusion(heard: Heard) -> dict[str, Any]:
+    """Return the same of: the best blend by the probe is heard better than today's weights."""
+    change = heard.change
+    if change is None:
+        return {"verdict": "inconclusive", "limitation": heard.problem}
+    verdict = "supported" if change.high < 0 else "refuted" if change.low > 0 else "inconclusive"
+    few = change.n < FEWEST_PROMPTS
+    return {"verdict": "inconclusive" if few else verdict, "value": change.mean, "unit": "CER, blend less today's weights",
+            "interval": change.interval if change.n > 1 else None, "n": change.n,
+            "limitation": f"needs {FEWEST_PROMPTS} prompts" if few else ""}  # fmt: skip

@@ -25,6 +25,8 @@ AXES = {"nfe_step": "NFE", "cfg_strength": "guidance", "sway_sampling_coef": "sw
 CER, DURATION, VOICE, COST = "CER", "duration ratio", "speaker cosine", "seconds"
 MEASURES = (CER, DURATION, VOICE, COST)
 BASE = "base"
+FEWEST_PROMPTS = 4
+"""With fewer, an interval over prompts says nothing about other texts."""
 Judgement = Literal["beyond the seeds", "within the seeds", "cannot be told"]
 
 
@@ -53,7 +55,9 @@ def points(base: Recipe, axes: Mapping[str, Sequence[float | None]], *, full: bo
     found = {}
     for chosen in combined:
         changes = {field: value for field, value in chosen.items() if value != getattr(base, field)}
-        name = ", ".join(f"{AXES[field]} {'off' if value is None else f'{value:g}'}" for field, value in changes.items())
+        name = ", ".join(
+            f"{AXES[field]} {'off' if value is None else f'{value:g}'}" for field, value in changes.items()
+        )
         found[name or BASE] = base.but(name=name or BASE, **changes)
     return found
 
@@ -75,8 +79,8 @@ class Take:
 
     @property
     def passes(self) -> int:
-        """Clips that go through the network: one a step, two with guidance."""
-        return self.recipe.nfe_step * (2 if self.recipe.cfg_strength > 1e-5 else 1)
+        """Clips that go through the network: one a step, two with guidance (``CFM.sample``: 1e-5 and more)."""
+        return self.recipe.nfe_step * (1 if self.recipe.cfg_strength < 1e-5 else 2)
 
     def value(self, measure: str) -> float | None:
         """Return one of `MEASURES`."""
@@ -128,7 +132,7 @@ class Grid:
     def seed_band(self, measure: str, clips: int) -> float | None:
         """Return the difference of two means over so many clips that other seeds alone stay below in 95 of 100 cases.
 
-        ``1.96 sqrt(2 / clips) s`` with the pooled deviation between seeds. The seeds of a comparison are shared, which
+        ``1.96 sqrt(2 / clips) s`` with the deviation between seeds, pooled over prompts and points. The seeds of a comparison are shared, which
         makes its true noise smaller: the band is on the safe side.
         """
         deviation = self.seed_deviation(measure)
@@ -149,7 +153,7 @@ class Change:
     @property
     def judgement(self) -> Judgement:
         """Whether the difference is more than the seeds'."""
-        if self.difference.n < 2 or self.seed_band is None:
+        if self.difference.n < FEWEST_PROMPTS or self.seed_band is None:
             return "cannot be told"
         excluded = self.difference.low > 0 or self.difference.high < 0
         return "beyond the seeds" if excluded and abs(self.difference.mean) > self.seed_band else "within the seeds"
@@ -164,18 +168,34 @@ class Change:
 
 
 def measure(
-    studio: Studio, transcriber: Transcriber, recipes: Mapping[str, Recipe], prompts: Sequence[Prompt], seeds: Sequence[int]
+    studio: Studio,
+    transcriber: Transcriber,
+    recipes: Mapping[str, Recipe],
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    *,
+    base_seeds: Sequence[int] = (0, 1),
 ) -> Grid:
-    """Speak every point with every prompt and seed, and measure each clip. A point that cannot be spoken says why."""
+    """Speak every point with every prompt and seed, one by one, and measure each clip.
+
+    A point that cannot be spoken, or cannot be judged, says why. The first point is also spoken with `base_seeds`, which
+    shows what seeds alone do.
+
+    Raises
+    ------
+    LabError
+        A recording cannot be read.
+    """
     voices = {p.id: speakers.embed(load_wave(p.ref_audio)) for p in prompts}
     real = {p.id: load_wave(p.gen_audio) if p.gen_audio else None for p in prompts}
     takes: list[Take] = []
     problems: dict[str, str] = {}
     for number, (name, recipe) in enumerate(recipes.items()):
+        chosen = seeds if number else sorted({*seeds, *base_seeds})
         try:
             if not number:  # the first synthesis of a process is slower, and the cost is measured
-                studio.speak(recipe.but(nfe_step=2), prompts[0], seeds[0])
-            scored = oracles.score(studio.speak_all(recipe, prompts, seeds), transcriber)
+                studio.speak(recipe.but(nfe_step=2), prompts[0], chosen[0])
+            scored = oracles.score(studio.speak_all(recipe, prompts, chosen), transcriber)
         except LabError as error:
             problems[name] = str(error)
             continue
@@ -191,41 +211,51 @@ def _take(name: str, recipe: Recipe, scored: Scored, voice: np.ndarray, real: Wa
 
 def changes(grid: Grid, base: str = BASE) -> list[Change]:
     """Return every measure of every point against the base; pairs where a side is undefined are left out and not counted."""
-    found = []
     start = {take.key: take for take in grid.of(base)}
-    for name, measure_ in itertools.product(grid.names, MEASURES):
-        if name == base:
-            continue
-        pairs = [(take.value(measure_), start[take.key].value(measure_), take.key[0]) for take in grid.of(name) if take.key in start]
-        kept = [(a, b, prompt) for a, b, prompt in pairs if a is not None and b is not None]
-        if kept:
-            after, before, groups = (list(column) for column in zip(*kept))
-            found.append(Change(name, measure_, float(np.mean(after)), paired_difference(after, before, groups),
-                                grid.seed_band(measure_, len(kept)), len(kept)))  # fmt: skip
-    return found
+    return [
+        change
+        for name, measured in itertools.product(grid.names, MEASURES)
+        if name != base and (change := _change(grid, start, name, measured)) is not None
+    ]
 
 
-def axis_changes(found: Sequence[Change], field: str, measure_: str = CER) -> list[Change]:
+def _change(grid: Grid, start: Mapping[tuple[str, int], Take], point: str, measured: str) -> Change | None:
+    sides = [
+        (take.value(measured), start[take.key].value(measured), take.key[0])
+        for take in grid.of(point)
+        if take.key in start
+    ]
+    kept = [(after, before, prompt) for after, before, prompt in sides if after is not None and before is not None]
+    if not kept:
+        return None
+    after, before, prompts = (list(column) for column in zip(*kept))
+    difference = paired_difference(after, before, prompts)
+    return Change(point, measured, float(np.mean(after)), difference, grid.seed_band(measured, len(kept)), len(kept))
+
+
+def axis_changes(found: Sequence[Change], field: str, measured: str = CER) -> list[Change]:
     """Return the changes of points that vary one field alone."""
-    return [c for c in found if c.measure == measure_ and c.point.startswith(f"{AXES[field]} ") and "," not in c.point]
+    return [c for c in found if c.measure == measured and c.point.startswith(f"{AXES[field]} ") and "," not in c.point]
 
 
-def conclusion(found: Sequence[Change], field: str, measure_: str = CER) -> dict[str, Any]:
+def conclusion(found: Sequence[Change], field: str, measured: str = CER) -> dict[str, Any]:
     """Return verdict, value, unit, interval, n and limitation of the claim that a field matters to a measure.
 
     The value is the largest difference from the base among the field's values.
     """
-    tried = axis_changes(found, field, measure_)
+    tried = axis_changes(found, field, measured)
     if not tried:
         return {"verdict": "inconclusive", "limitation": f"no other {AXES[field]} was measured alone"}
     largest = max(tried, key=lambda c: (c.judgement == "beyond the seeds", abs(c.difference.mean)))
-    told = [c for c in tried if c.judgement != "cannot be told"]
     if largest.judgement == "beyond the seeds":
         verdict, limitation = "supported", ""
-    elif told:
-        verdict, limitation = "inconclusive", "no difference beyond the seeds was shown, which does not show that there is none"
+    elif any(c.judgement == "within the seeds" for c in tried):
+        verdict, limitation = (
+            "inconclusive",
+            "nothing beyond the seeds was shown, which does not show that there is nothing",
+        )
     else:
-        verdict, limitation = "inconclusive", "needs two prompts and two seeds at least"
+        verdict, limitation = "inconclusive", f"needs {FEWEST_PROMPTS} prompts, and two seeds of the base"
     interval = largest.difference.interval if largest.difference.n > 1 else None
-    return {"verdict": verdict, "value": largest.difference.mean, "unit": f"{measure_}, {largest.point} against the base",
+    return {"verdict": verdict, "value": largest.difference.mean, "unit": f"{measured}, {largest.point} against the base",
             "interval": interval, "n": largest.difference.n, "limitation": limitation}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Figures of what happens inside a model: trajectories, activations, alignments of characters and frames."""
+"""Figures of what happens inside a model, and of its settings: trajectories, activations, alignments, grids, blends."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 
 from f5lab.activations import ATTENTION, FEED_FORWARD, INPUT, STREAM, TEXT, VELOCITY, Divergence, Stage
 from f5lab.alignments import Alignment
+from f5lab.blends import Landscape, Mix
+from f5lab.grids import MEASURES, Change
 from f5lab.plots import HOP_S, PALETTE, label_text, plot_mel
 from f5lab.trajectories import Pair, Trajectory
 
@@ -18,7 +20,12 @@ _PARTS = {STREAM: "output of the block", ATTENTION: "attention branch", FEED_FOR
 def step_grid(paths: Sequence[tuple[str, Trajectory]], *, columns: int = COLUMNS, caption: str = "") -> Figure:
     """Draw the mel that a step points to, one row a trajectory, at steps spread evenly; the last column is the final mel."""
     figure, axes = plt.subplots(
-        len(paths), columns, figsize=(1.75 * columns + 0.6, 1.75 * len(paths) + 0.5), squeeze=False, sharey=True, sharex="row"
+        len(paths),
+        columns,
+        figsize=(1.75 * columns + 0.6, 1.75 * len(paths) + 0.5),
+        squeeze=False,
+        sharey=True,
+        sharex="row",
     )
     for row, (name, path) in zip(axes, paths):
         estimates = path.estimates
@@ -69,7 +76,9 @@ def partings(pair: Pair, *, caption: str = "") -> Figure:
     whole.set(xlabel="time in the generated clip (s)", ylabel="step (t)")
     figure.colorbar(mesh, ax=whole, label="apart (nat)")
     final.plot(seconds[:-1], parting.final, color=PALETTE[3], label="as it is, from as trained")
-    final.plot(seconds[: len(pair.between_seeds.final)], pair.between_seeds.final, "--", color=PALETTE[4], label="two seeds")
+    final.plot(
+        seconds[: len(pair.between_seeds.final)], pair.between_seeds.final, "--", color=PALETTE[4], label="two seeds"
+    )
     if span := parting.densest_half_s:
         final.axvspan(*span, color=PALETTE[3], alpha=0.12, label="holds half of it")
     final.legend(fontsize=6.5)
@@ -118,14 +127,70 @@ def character_maps(found: Sequence[tuple[str, Alignment]], *, caption: str = "")
     figure, axes = plt.subplots(1, len(found), figsize=(4.5 * len(found), 0.17 * most + 1.5), squeeze=False)
     for ax, (name, alignment) in zip(axes.flat, found):
         k, n = alignment.effect.shape
-        mesh = ax.pcolormesh(np.arange(n + 1) * HOP_S, np.arange(k + 1), 100 * alignment.effect, cmap="viridis", rasterized=True)
+        mesh = ax.pcolormesh(
+            np.arange(n + 1) * HOP_S, np.arange(k + 1), 100 * alignment.effect, cmap="viridis", rasterized=True
+        )
         ax.plot([0, n * HOP_S], [0, k], "--", color="white", lw=0.8)
         ax.plot(alignment.centroids_s, np.arange(k) + 0.5, "o", ms=3.5, mfc="none", mec="white")
-        ax.set_yticks(np.arange(k) + 0.5, [label_text(token.replace(" ", "␣"), 8) for token in alignment.tokens], fontsize=7)
+        ax.set_yticks(
+            np.arange(k) + 0.5, [label_text(token.replace(" ", "␣"), 8) for token in alignment.tokens], fontsize=7
+        )
         ax.invert_yaxis()
         rank = alignment.rank_correlation
-        ax.set_title(f"{label_text(name)}: {'no order' if rank is None else f'rank correlation {rank:.2f}'}", loc="left")
+        ax.set_title(
+            f"{label_text(name)}: {'no order' if rank is None else f'rank correlation {rank:.2f}'}", loc="left"
+        )
         ax.set(xlabel="time in the new clip (s)", ylabel="character of the new text")
         figure.colorbar(mesh, ax=ax, label="change of velocity (% of the flow)")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
+    return figure
+
+
+def setting_changes(found: Sequence[Change], measures: Sequence[str] = MEASURES, *, caption: str = "") -> Figure:
+    """Draw each point's difference from the base, a panel for each measure; the grey band is what seeds alone do.
+
+    Lines are 95 % intervals over prompts. Filled: beyond the seeds.
+    """
+    names = list(dict.fromkeys(change.point for change in found))
+    figure, axes = plt.subplots(
+        1, len(measures), figsize=(2.4 * len(measures) + 1.2, 0.3 * len(names) + 1.3), sharey=True, squeeze=False
+    )
+    for ax, measured in zip(axes.flat, measures):
+        for change in (c for c in found if c.measure == measured):
+            row, (low, high) = names.index(change.point), change.difference.interval
+            beyond = change.judgement == "beyond the seeds"
+            if change.seed_band is not None:
+                ax.fill_betweenx([row - 0.4, row + 0.4], -change.seed_band, change.seed_band, color="#ddd", lw=0)
+            if np.isfinite([low, high]).all():
+                ax.plot([low, high], [row, row], color=PALETTE[1] if beyond else "#777", lw=2)
+            ax.plot(
+                change.difference.mean,
+                row,
+                "o",
+                color=PALETTE[1] if beyond else "#777",
+                mfc=PALETTE[1] if beyond else "white",
+            )
+        ax.axvline(0, color="black", lw=0.8)
+        ax.set(xlabel=f"{measured}, change")
+    axes[0, 0].set_yticks(range(len(names)), [label_text(name) for name in names])
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
+    return figure
+
+
+def blend_losses(landscape: Landscape, reference: Mix, *, caption: str = "") -> Figure:
+    """Draw how much higher the loss of each blend is than the reference's, in percent, paired, with its interval."""
+    changes = {mix: landscape.change(mix, reference) for mix in landscape.mixes}
+    ordered = sorted(changes, key=lambda mix: changes[mix].mean)
+    figure, ax = plt.subplots(figsize=(7.2, 0.24 * len(ordered) + 1.2))
+    for row, mix in enumerate(ordered):
+        low, high = changes[mix].interval
+        colour = PALETTE[2] if high < 0 else PALETTE[1] if low > 0 else "#777"
+        if np.isfinite([low, high]).all():
+            ax.plot([100 * low, 100 * high], [row, row], color=colour, lw=2)
+        ax.plot(100 * changes[mix].mean, row, "o" if len(mix.shares) > 1 else "D", color=colour, ms=4)
+    ax.axvline(0, color="black", lw=0.8)
+    ax.set_yticks(range(len(ordered)), [mix.name for mix in ordered], fontsize=7)
+    ax.set(xlabel=f"loss against {reference.name} (%), paired, 95 % interval", ylim=(len(ordered) - 0.4, -0.6))
     figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure

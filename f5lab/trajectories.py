@@ -110,7 +110,9 @@ def record(studio: Studio, recipe: Recipe, prompt: Prompt, seed: int) -> Traject
         raise ModelError(f"{len(call.times)} evaluations for {len(states) - 1} steps", expected="one a step (Euler)")
     times = np.array([*call.times, 1.0])
     guidance = np.array([recipe.cfg_strength * g for g in call.pulls(start)])
-    return Trajectory(recipe.name, prompt.id, sample.text, seed, times, states, guidance, start, sample.mel, sample.wave)
+    return Trajectory(
+        recipe.name, prompt.id, sample.text, seed, times, states, guidance, start, sample.mel, sample.wave
+    )
 
 
 class _Call:
@@ -307,3 +309,13 @@ def record_pair(studio: Studio, given: Recipe, trained: Recipe, prompt: Prompt, 
         return Pair(wrong, right, part(wrong, right), part(right, other))
     except LabError as error:
         return Pair(problem=str(error))
+
+
+def conclusion(pair: Pair) -> dict[str, Any]:
+    """Return verdict, value, unit, n and limitation of: the two paths part further than two seeds of the right one do."""
+    if pair.parting is None:
+        return {"verdict": "inconclusive", "limitation": pair.problem}
+    beyond = pair.first_beyond_seeds_t
+    return {"verdict": "refuted" if beyond is None else "supported", "value": pair.parting.total,
+            "unit": "RMS difference of the final mels (nat)", "n": 1,
+            "limitation": "One prompt and one seed."}  # fmt: skip

@@ -27,7 +27,7 @@ LAYERS = [
         "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings",
         "activations", "trajectories", "alignments", "grids", "blends", "model_figures",
     },
-    {"parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "widgets", "console", "cli", "__main__"},
+    {"parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "widgets", "console", "cli", "cli_blends", "__main__"},
 ]  # fmt: skip
 SOLE_IMPORTERS = {
     "f5_tts": {"models"},
@@ -38,7 +38,7 @@ SOLE_IMPORTERS = {
     "nbconvert": {"markup", "reports"},
     "picklescan": {"opinion_reader"},
 }
-WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "console", "cli"}
+WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "console", "cli", "cli_blends"}
 LIGHT = ("f5lab", "f5lab.cli", "f5lab.tables", "f5lab.reports", "f5lab.workbook", "f5lab.kernels")
 MOST_LINES, MOST_FUNCTION_LINES = 450, 50
 
