@@ -139,6 +139,16 @@ class Divergence:
         return next((s for s, far in zip(self.stages, self.relative) if far.max() > EXACT), None)
 
 
+def nothing(problem: str) -> Divergence:
+    """Return a comparison that could not be made."""
+    return nothing(problem)
+
+
+def nothing(problem: str) -> Divergence:
+    """Return a comparison that could not be made."""
+    return Divergence((), (), np.empty((0, 0)), np.empty((0, 0)), problem)
+
+
 def conclusion(found: Divergence) -> dict[str, Any]:
     """Return verdict, value, unit, n and limitation of: the two models compute different things from the same inputs."""
     if found.problem:
@@ -188,12 +198,12 @@ def diverge(
             try:
                 first, second = (run_watched(bench, recipe, item, time, seed=seed) for recipe in (a, b))
             except ModelError as error:
-                return Divergence((), (), np.empty((0, 0)), np.empty((0, 0)), str(error))
+                return nothing(str(error))
             stages = tuple(first)
             odd = [s.name for s in stages if s not in second or first[s].shape != second[s].shape]
             if odd:
                 problem = f"activations of {', '.join(odd[:5])} have different shapes in the two models"
-                return Divergence((), (), np.empty((0, 0)), np.empty((0, 0)), problem)
+                return nothing(problem)
             passes.append((item.id, time))
             relative.append([relative_l2(first[s], second[s]) for s in stages])
             cosine.append([cosine_of(first[s], second[s]) for s in stages])
