@@ -22,7 +22,10 @@ def show(trial: Trial) -> None:
     """Print one line for a trial."""
     mark = "ok " if trial.right else "-- " if trial.error.startswith("not planted") else "XX "
     what = "+".join(trial.planted) or trial.kind
-    print(f"{mark} {trial.kind:8} {what:45} v{trial.variant} {trial.seconds:5.1f} s  {', '.join(trial.named)} {trial.error[:120]}", flush=True)
+    print(
+        f"{mark} {trial.kind:8} {what:45} v{trial.variant} {trial.seconds:5.1f} s  {', '.join(trial.named)} {trial.error[:120]}",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -39,7 +42,12 @@ def main() -> None:
     trials = calibration.plan(ids, variants=given.variants, pairs=() if ids else PAIRS)
     with tempfile.TemporaryDirectory() as folder:
         done = calibration.calibrate(
-            trials, case, Path(folder), log=None if ids else given.out / "calibration.jsonl", watch=show, limit=given.recordings
+            trials,
+            case,
+            Path(folder),
+            log=None if ids else given.out / "calibration.jsonl",
+            watch=show,
+            limit=given.recordings,
         )
     tally = calibration.tally(done)
     for row in tally.rows:

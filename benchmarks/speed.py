@@ -1,60 +1,105 @@
-"""The diagnosis of the default case against scoring the same hypotheses as a user would, one fresh process step each.
+"""The diagnosis of the default case against scoring the same hypotheses as a user would.
 
-A user's way to score one hypothesis: load the model, load the vocoder, speak the prompts by ``infer_process``, load
-Whisper, transcribe. It is timed on a few hypotheses, paired in one run with the probe, and scaled to all of them.
+A hypothesis is one configuration that the diagnosis scored, by the probe or by ear. A user's way to score one: start Python,
+load the model, speak the prompts by ``infer_process``, load Whisper, transcribe (`users_way.py`, upstream's code alone). It is timed on
+a few hypotheses in the same run and scaled to all of them.
 """
 
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-from f5lab import asr, diagnosis, models, paths, provenance
+from f5lab import diagnosis, listening, paths, probes, provenance
 from f5lab.examinations import Exam
-from f5lab.probes import Hypothesis
-from f5lab.samplers import Studio
-from f5lab.specs import load_case
+from f5lab.specs import Case, Recipe, load_case
+from f5lab.whisper_weights import find_weights
+
+CODE = """
+import json, time
+begun = time.perf_counter()
+from benchmarks.speed import counted
+print(json.dumps(counted() | {"inside_s": time.perf_counter() - begun}))
+"""
 
 
-def users_way(exam: Exam, hypothesis: Hypothesis, prompts: int) -> float:
-    """Return the seconds of scoring one hypothesis by fresh loads, synthesis and recognition."""
+def counted() -> dict[str, Any]:
+    """Diagnose the default case and return what was named and how many different hypotheses were scored."""
+    scored: set[str] = set()
+    loss, samples = probes.Probe.loss, listening.Booth.samples
+
+    def loss_seen(self: probes.Probe, hypothesis: probes.Hypothesis) -> probes.Loss:
+        scored.add(probes._key(hypothesis))
+        return loss(self, hypothesis)
+
+    def samples_seen(self: listening.Booth, recipe: Recipe, pairs: Any) -> Any:
+        scored.add("heard " + repr(sorted(recipe.model_dump(exclude={"name"}, mode="json").items())))
+        return samples(self, recipe, pairs)
+
+    probes.Probe.loss, listening.Booth.samples = loss_seen, samples_seen
+    found = diagnosis.diagnose(load_case(paths.default_case()))
+    return {"causes": [c.id for c in found.verdict.causes], "hypotheses": len(scored)}
+
+
+def timed(command: list[str], environment: dict[str, str], stdin: str = "") -> tuple[float, dict[str, Any]]:
+    """Return a command's wall-clock seconds and the JSON that it printed last."""
     start = time.perf_counter()
-    studio = Studio(exam.device)  # loads model and vocoder anew
-    asr._loaded.cache_clear()
-    transcribe = asr.Transcriber(exam.case.language, "base", exam.device)
-    for prompt in exam.case.prompts[:prompts]:
-        transcribe([studio.speak(hypothesis.recipe.but(path="inference"), prompt, 0).wave])
-    return time.perf_counter() - start
+    done = subprocess.run(
+        command, input=stdin, capture_output=True, text=True, env=environment, check=True, cwd=paths.project_root()
+    )
+    return time.perf_counter() - start, json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def told(case: Case, recipe: Recipe, prompts: int) -> str:
+    """Return what `users_way.py` reads."""
+    spoken = [{k: str(getattr(p, k)) for k in ("ref_audio", "ref_text", "gen_text")} for p in case.prompts[:prompts]]
+    return json.dumps({
+        "backbone": recipe.backbone, "arch": recipe.arch, "checkpoint": str(recipe.checkpoint), "vocab": str(recipe.vocab),
+        "use_ema": recipe.weights == "ema", "raw_text": recipe.front_end == "raw", "vocoder": str(recipe.vocoder.path),
+        "whisper": str(find_weights("base")), "language": case.language, "prompts": spoken,
+    })  # fmt: skip
 
 
 def main() -> None:
     """Time both and write ``benchmarks/results/speed.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hypotheses", type=int, default=2, help="how many to score the user's way")
+    parser.add_argument("--hypotheses", type=int, default=3, help="how many to score the user's way")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--out", type=Path, default=paths.project_root() / "benchmarks" / "results")
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
     case = load_case(paths.default_case())
-    models.upstream()
+    find_weights("base")  # converted once, for either side
+    users = {**os.environ}
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["F5LAB_CACHE"] = cache  # nothing heard before counts
-        start = time.perf_counter()
-        diagnosis.diagnose(case)
-        whole = time.perf_counter() - start
-        exam = Exam(case)
-        start = time.perf_counter()
-        steps = exam.truth.steps
-        probe_s = (time.perf_counter() - start) / len(steps)
-        recipe = exam.truth.recipe
-        tried = [Hypothesis(recipe), Hypothesis(recipe.but(weights="ema"))][: given.hypotheses]
-        user_s = sum(users_way(exam, hypothesis, given.prompts) for hypothesis in tried) / len(tried)
+        kept = paths.cache_dir("whisper")
+        (Path(cache) / "whisper").symlink_to(kept)
+        whole, found = timed(
+            [sys.executable, "-c", CODE], {**users, "F5LAB_CACHE": cache}
+        )  # nothing heard before counts
+    exam = Exam(case, asr="")
+    recipe = exam.truth.recipe
+    start = time.perf_counter()
+    for _ in range(3):
+        fresh = probes.Probe(exam.probe.items, device=exam.device)
+        fresh.bench = exam.probe.bench
+        fresh.loss(probes.Hypothesis(recipe))
+    probe_s = (time.perf_counter() - start) / 3
+    tried = [recipe, exam.inference, recipe.but(weights="ema")][: given.hypotheses]
+    script = str(Path(__file__).with_name("users_way.py"))
+    rows = [timed([sys.executable, script], users, told(case, r, given.prompts)) for r in tried]
+    user_s = median(seconds for seconds, _ in rows)
     result = {
-        "diagnose_s": whole, "hypotheses": len(steps), "probe_s_per_hypothesis": probe_s, "user_s_per_hypothesis": user_s,
+        "diagnose_s": whole, "causes": found["causes"], "hypotheses": found["hypotheses"], "probe_s_per_hypothesis": probe_s,
+        "user_s_per_hypothesis": user_s, "user_s": [s for s, _ in rows], "user_cer": [r["cer"] for _, r in rows],
         "prompts": given.prompts, "times_faster_per_hypothesis": user_s / probe_s,
-        "times_faster_whole": user_s * len(steps) / whole, "hardware": provenance.hardware(), "versions": provenance.versions(),
+        "times_faster_whole": user_s * found["hypotheses"] / whole, "hardware": provenance.hardware(),
+        "versions": provenance.versions(),
     }  # fmt: skip
     paths.write_text(given.out / "speed.json", json.dumps(result, indent=1) + "\n")
     print(json.dumps({k: v for k, v in result.items() if k not in ("hardware", "versions")}, indent=1))

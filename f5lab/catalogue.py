@@ -305,6 +305,11 @@ def find_fault(name: str) -> Fault:
     return FAULTS[name]
 
 
+def title_of(name: str) -> str:
+    """Return an entry's title in words; an id that is not of the catalogue as it is."""
+    return FAULTS[name].title if name in FAULTS else name
+
+
 def rows() -> list[dict[str, Any]]:
     """Return the catalogue as JSON-able table rows, in order; what ``f5lab faults`` shows."""
     return [asdict(f) | {"issues": list(f.issues), "look_alikes": list(f.look_alikes)} for f in FAULTS.values()]

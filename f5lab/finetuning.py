@@ -57,7 +57,7 @@ class FinetunePlan:
     drop_audio: float = 0.1
     drop_both: float = 0.08
     length_jitter: float = 0.4
-    logged: int = 6
+    logged: int = 8
     seed: int = 666
 
 

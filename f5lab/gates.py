@@ -21,13 +21,14 @@ from f5lab.errors import SpecimenError
 from f5lab.finetuning import ARCH, FEMALE, MALE
 from f5lab.paths import write_text
 from f5lab.specs import FrontEnd, Vocoder, Weights
-from f5lab.statistics import Estimate, bootstrap_mean
+from f5lab.statistics import Estimate, bootstrap_mean, paired_difference
 
 logger = logging.getLogger(__name__)
 
 MIN_BYTES, HEARD = 10, 0.1
 """Targets: texts that ``infer_process`` does not slow down, and whose real recording the recogniser hears (CER up to this):
 of a text that it mishears in the recording, it can say nothing when it is synthesised."""
+BESIDE = "vocoder less griffin-lim, paired"
 DEFAULTS = {"text_mask_padding": True, "pe_attn_head": None}
 
 
@@ -47,6 +48,8 @@ class Condition:
         The gate: mean CER at most this (at least this, where `reverse`).
     unheard : bool
         Count also phrases whose real recording is misheard.
+    joined : bool
+        Speak each target and the next one as one text, which the specimen was never taught.
     """
 
     label: str
@@ -60,6 +63,7 @@ class Condition:
     limit: float | None = None
     reverse: bool = False
     unheard: bool = False
+    joined: bool = False
 
 
 CONDITIONS: tuple[Condition, ...] = (
@@ -76,6 +80,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("mask only", "inference", weights="ema", options={"text_mask_padding": True}),
     Condition("heads only", "inference", weights="ema", options={"pe_attn_head": None}),
     Condition("other prompts", "inference", weights="ema", prompts=(4, 9, 2)),
+    Condition("joined phrases", "inference", joined=True),
     Condition("recorded, misheard ones too", "recorded", unheard=True),
     Condition("recorded female, misheard ones too", "recorded", voice=FEMALE, unheard=True),
 )
@@ -184,14 +189,20 @@ def copy_synthesis(bench: Bench, wave: Wave, vocoder: str) -> Wave:
     return Wave(samples.astype(np.float32), models.RATE_HZ)
 
 
-def make_wave(bench: Bench, condition: Condition, row: int, number: int, seed: int) -> Wave:
+def target_text(condition: Condition, phrases: Sequence[Clip], rows: Sequence[int], number: int) -> str:
+    """Return what the `number`-th target should say."""
+    text = phrases[rows[number]].text
+    return f"{text} {phrases[rows[(number + 1) % len(rows)]].text}" if condition.joined else text
+
+
+def make_wave(bench: Bench, condition: Condition, row: int, text: str, number: int, seed: int) -> Wave:
     """Return the wave of target `row` (the `number`-th target) under a condition."""
     phrases = bench.phrases(condition.voice)
     if condition.path == "trainer":
         return speak_trainer(bench, condition, row, seed)
     if condition.path == "inference":
         prompt = phrases[condition.prompts[(number + seed) % len(condition.prompts)]]
-        return speak_inference(bench, condition, phrases[row].text, prompt, seed)
+        return speak_inference(bench, condition, text, prompt, seed)
     wave = load_wave(phrases[row].path)
     return wave if condition.path == "recorded" else copy_synthesis(bench, wave, condition.path)
 
@@ -202,12 +213,13 @@ def measure_condition(
     """Return the mean CER of a condition with its interval over targets; rows measured before are taken from `known`."""
     seeds = seeds if condition.path in ("trainer", "inference") else seeds[:1]
     keys = [(number, row, seed) for seed in seeds for number, row in enumerate(rows)]
-    texts = [clip.text for clip in bench.phrases(condition.voice)]
+    phrases = bench.phrases(condition.voice)
     for number, row, seed in tqdm(keys, desc=condition.label, unit="clip", disable=None):
         if known.find(condition.label, row, seed) is None:
-            wave = make_wave(bench, condition, row, number, seed)
+            text = target_text(condition, phrases, rows, number)
+            wave = make_wave(bench, condition, row, text, number, seed)
             heard = bench.transcribe([wave])[0].text
-            known.add(condition.label, row, seed, float(metrics.cer(texts[row], heard).value), heard)
+            known.add(condition.label, row, seed, float(metrics.cer(text, heard).value), heard)
     values = [known.find(condition.label, row, seed) for _, row, seed in keys]
     return bootstrap_mean(values, [row for _, row, _ in keys])
 
@@ -277,8 +289,19 @@ def measure_gates(
             result[f"a gap {condition.model} {condition.weights} {condition.voice}"] = {
                 "mean": gap.relative, "own": gap.own, "other": gap.other, "n": 24, "limit": 0.15, "passed": gap.relative >= 0.15,
             }  # fmt: skip
-        (out / "gates.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        if {"vocoder", "griffin-lim"} <= set(result):
+            result[BESIDE] = _beside(bench, known, n)
+        write_text(out / "gates.json", json.dumps(result, indent=1))
     return result
+
+
+def _beside(bench: Bench, known: Rows, n: int) -> dict[str, Any]:
+    """Return the vocoder's CER less Griffin-Lim's, target by target; held when the vocoder is not shown to be worse."""
+    rows = bench.targets(CONDITIONS[1], n)
+    sides = [[known.find(label, row, 0) for row in rows] for label in ("vocoder", "griffin-lim")]
+    change = paired_difference(*sides)
+    return {"mean": change.mean, "low": change.low, "high": change.high, "n": change.n, "seeds": 1, "limit": 0.0,
+            "passed": change.low <= 0}  # fmt: skip
 
 
 def _judged(condition: Condition, estimate: Estimate, seeds: int) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from f5lab import markup, tables, verdicts
+from f5lab import catalogue, markup, tables, verdicts
 from f5lab.findings import Finding
 from f5lab.inert import spell_hidden
 from f5lab.provenance import duration_text, size_text
-from f5lab.verdicts import Verdict
+from f5lab.verdicts import Cause, Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 VERDICTS = ("supported", "refuted", "inconclusive")
@@ -154,6 +154,7 @@ def index_page(folder: Path, record: Mapping[str, Any], findings: Sequence[Findi
         css=_stylesheet(),
         verdict=_verdict_view(verdict, rows, folder) if verdict else None,
         policy=markup.CONTENT_SECURITY_POLICY,
+        bundled=str(record["case"]["path"]).startswith("data/cases/"),
         record=record,
         rows=rows,
         questions=_by_question(rows),
@@ -172,7 +173,7 @@ def _verdict_view(verdict: Verdict, rows: Sequence[Mapping[str, Any]], folder: P
     return {
         "headline": verdict.headline,
         "causes": [
-            {"cause": cause, "settings": yaml.safe_dump(cause.fix.settings, sort_keys=False)[:SETTINGS_CHARACTERS] if cause.fix.settings else "",
+            {"cause": cause, "title": catalogue.title_of(cause.id), "settings": _settings_text(cause),
              "claims": [(name, claims.get(name, ""), by_id.get(name, {}).get("page")) for name in cause.evidence]}
             for cause in verdict.causes
         ],
@@ -184,6 +185,10 @@ def _verdict_view(verdict: Verdict, rows: Sequence[Mapping[str, Any]], folder: P
         ],
         "markdown": verdicts.markdown(verdict, claims),
     }  # fmt: skip
+
+
+def _settings_text(cause: Cause) -> str:
+    return yaml.safe_dump(cause.fix.settings, sort_keys=False)[:SETTINGS_CHARACTERS] if cause.fix.settings else ""
 
 
 def _by_question(rows: Iterable[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:

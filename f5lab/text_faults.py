@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from f5lab import models, prompt_timing, vocabs
+from f5lab.audio import load_wave
 from f5lab.discovery import read_rows
 from f5lab.errors import LabError, VocabError
 from f5lab.examinations import Exam, Suspicion, cause, refuted, span, unknown
 from f5lab.models import SHORT_BYTES
 from f5lab.probes import Hypothesis
+from f5lab.specs import Prompt
 from f5lab.vocabs import Vocab, VocabComparison
 
 VOCAB_FAULTS = ("vocab-permuted", "vocab-off-by-one", "vocab-re-extended", "vocab-damage")
@@ -244,16 +246,37 @@ def detect_length(exam: Exam) -> list[Suspicion]:
         found = [cause("short-text-speed", claim, 0.95, 0.6 * len(short) / len(prompts), value=len(short) / len(prompts),
                        unit="share of texts", n=len(prompts), settings={"fix_duration": "reference + expected seconds"},
                        factors=("duration",))]  # fmt: skip
-    timed = [t for p in prompts if p not in short and (t := prompt_timing.timing(p, exam.inference)) is not None]
-    known = [t for t in timed if t.recorded_s]
-    if not known:
+    ratios = _duration_ratios(exam, [p for p in prompts if p not in short])
+    if not ratios:
         return found + unknown("duration-byte-ratio", "No real recording of a target.", "gen_audio for a prompt")
-    ratios = np.array([t.given_s / t.recorded_s for t in known])
-    middle = float(np.median(ratios))
+    middle, number = float(np.median(ratios)), {"unit": "duration ratio", "n": len(ratios)}
     if RATIO[0] <= middle <= RATIO[1]:
         claim = f"Texts get {middle:.2f} times the duration of their recordings (median)."
-        return found + refuted("duration-byte-ratio", claim, value=middle, unit="duration ratio", n=len(known))
+        return found + refuted("duration-byte-ratio", claim, value=middle, **number)
     claim = f"The byte rule gives the texts {middle:.2f} times the duration of their recordings (median)."
-    return [*found, cause("duration-byte-ratio", claim, 0.9, min(1.0, abs(float(np.log2(middle))) / 2), value=middle,
-                          unit="duration ratio", n=len(known), settings={"fix_duration": "reference + expected seconds"},
-                          factors=("duration",))]  # fmt: skip
+    told = _ratio_as_heard(exam, [p for p in prompts if p not in short])
+    if told is not None and RATIO[0] <= told <= RATIO[1]:
+        claim += (
+            f" With what the references are heard to say it would be {told:.2f}: their texts are wrong, not the rule."
+        )
+        return found + refuted("duration-byte-ratio", claim, value=told, **number)
+    return [*found, cause("duration-byte-ratio", claim, 0.9, min(1.0, abs(float(np.log2(middle))) / 2), value=middle, **number,
+                          settings={"fix_duration": "reference + expected seconds"}, factors=("duration",))]  # fmt: skip
+
+
+def _duration_ratios(exam: Exam, prompts: Sequence[Prompt]) -> list[float]:
+    """Return the duration that the byte rule gives over the real recording's, where there is one."""
+    timed = [prompt_timing.timing(p, exam.inference) for p in prompts]
+    return [t.given_s / t.recorded_s for t in timed if t is not None and t.recorded_s]
+
+
+def _ratio_as_heard(exam: Exam, prompts: Sequence[Prompt]) -> float | None:
+    """Return the median ratio if each reference's text were what is heard in it; None where nothing can be heard."""
+    try:
+        heard = [exam.hear(load_wave(p.ref_audio)) for p in prompts]
+    except LabError:
+        return None
+    ratios = _duration_ratios(
+        exam, [p.model_copy(update={"ref_text": text}) for p, text in zip(prompts, heard) if text]
+    )
+    return float(np.median(ratios)) if ratios else None

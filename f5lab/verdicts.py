@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from f5lab import catalogue
 from f5lab.errors import RunError
 from f5lab.inert import escape_json, markdown_code, markdown_text, prose
 from f5lab.paths import existing_file, write_text
@@ -148,7 +149,8 @@ def markdown(verdict: Verdict, findings: dict[str, str] | None = None) -> str:
     lines = [f"**f5lab on {markdown_code(verdict.case)}**: {markdown_text(verdict.headline)}", ""]
     for rank, cause in enumerate(verdict.causes, start=1):
         name, summary = markdown_text(cause.id), markdown_text(cause.fix.summary)
-        lines.append(f"{rank}. **{name}**, confidence {cause.confidence:.0%}. {summary}")
+        title = catalogue.title_of(cause.id)
+        lines.append(f"{rank}. **{title}** ({name}), confidence {cause.confidence:.0%}. {summary}")
         if cause.effect is not None:
             lines.append(f"   - {markdown_text(cause.effect.text)}")
         lines += [f"   - {markdown_text(known.get(name, name))}" for name in cause.evidence]

@@ -10,8 +10,10 @@ import torch
 from datasets.arrow_writer import ArrowWriter
 from ema_pytorch import EMA
 
-from f5lab import discovery, models
+from f5lab import discovery, finetuning, models, paths, specimens
+from f5lab.curricula import Clip
 from f5lab.errors import CaseError
+from f5lab.finetuning import MALE, FinetunePlan
 from f5lab.specs import load_case
 
 ARCH = {
@@ -76,3 +78,35 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         discovery.explore(tmp_path)
     with pytest.raises(CaseError, match="is not a folder"):
         discovery.explore(tmp_path / "gone")
+
+
+def test_a_folder_that_upstreams_trainer_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real Trainer writes checkpoints, samples and all: a short fine-tune of a tiny model from a released base."""
+    monkeypatch.setattr(finetuning, "ARCH", ARCH)
+    clips = []
+    for k in range(3):
+        path, time = tmp_path / f"clip_{k}.wav", np.arange(18000) / 24000
+        sf.write(path, 0.2 * np.sin(2 * np.pi * (150 + 40 * k) * time) * (1 + np.sin(8 * time)), 24000)
+        clips.append(Clip(path, f"{'ab' * (k + 5)} ç.", MALE, "phrase"))
+    vocab = specimens.write_vocab(clips, tmp_path / "vocab.txt")
+    model = models.build_cfm("DiT", ARCH, vocab)
+    stage = {
+        "model_state_dict": model.state_dict(),
+        "ema_model_state_dict": EMA(model, include_online_model=False).state_dict(),
+    }
+    torch.save(stage, tmp_path / "stage.pt")
+    base = specimens.release_base(tmp_path / "stage.pt", 500, tmp_path / "base.pt")
+    plan = FinetunePlan(
+        name="voz", prompts=(0,), epochs=2, repeats=1, doubles=1, warmup=1, frames=700, log_every=2, logged=0
+    )
+    out = tmp_path / "training"
+    home = finetuning.finetune(out, clips, base, vocab, paths.data_dir() / "specimen" / "vocos", plan)
+    assert {p.name for p in home.iterdir()} >= {"model_last.pt", "pretrained_model_last.pt", "samples"}
+    report = discovery.report(out, tmp_path / "case.yaml")
+    case = load_case(tmp_path / "case.yaml")
+    assert case.checkpoint == home / "model_last.pt" and case.base == home / "pretrained_model_last.pt"
+    assert case.training.samples == home / "samples" and any(case.training.samples.glob("update_*_gen.wav"))
+    assert case.training.dataset == out / "data" / "voz_char" / "raw.arrow" and case.training.front_end == "raw"
+    assert case.vocab.read_bytes() == vocab.read_bytes() and case.inference.arch.resolve()[1]["depth"] == 2
+    assert all(p.ref_audio.is_file() and p.gen_text for p in case.prompts)
+    assert any("text_mask_padding" in item for item in report["missing"])
