@@ -39,7 +39,8 @@ class Trajectory:
     start : int
         First generated frame.
     mel : np.ndarray [shape=(n - start, d)]
-        What the sampler handed to the vocoder.
+        What the sampler handed to the vocoder. Its first frame is the reference's last: ``infer_batch_process`` counts one
+        frame less than ``CFM.sample``, which puts the reference's frames back at the end.
     wave : Wave
     """
 

@@ -3,28 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from toy_models import ARCH, hooks, save_toy, speaking, toy_item, toy_recipe
 
-from f5lab import activations, models, paths, probes
+from f5lab import activations, probes
 from f5lab.activations import Divergence, Stage
-from f5lab.audio import Wave, load_wave
 from f5lab.probes import Bench, Item
-from f5lab.specs import Recipe, Vocoder
-
-SPECIMEN = paths.data_dir() / "specimen"
-CLIP = paths.data_dir() / "speech" / "ptbr" / "jm_kumo_phrase_0012.ogg"
-ARCH = {"dim": 32, "depth": 2, "heads": 1, "ff_mult": 2, "text_dim": 16, "conv_layers": 1, "pe_attn_head": 1, "dropout": 0.0}
-SMALL = {"UNetT": ("dim", "depth", "heads", "ff_mult", "dropout"), "MMDiT": ("dim", "depth", "heads", "ff_mult", "dropout")}
-
-
-def speaking(backbone: str = "DiT") -> torch.nn.Module:
-    """Return a tiny model whose zero-initialised layers do something."""
-    arch = {k: v for k, v in ARCH.items() if k in SMALL.get(backbone, ARCH)}
-    torch.manual_seed(0)
-    model = models.build_cfm(backbone, arch, SPECIMEN / "vocab.txt")
-    for name, parameter in model.named_parameters():
-        if "proj_out" in name or "norm_out" in name or "attn_norm" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    return model.eval()
+from f5lab.specs import Recipe
 
 
 def forward(model: torch.nn.Module, frames: int = 40, batch: int = 2) -> torch.Tensor:
@@ -33,10 +17,6 @@ def forward(model: torch.nn.Module, frames: int = 40, batch: int = 2) -> torch.T
     text = torch.randint(0, 40, (batch, 12), generator=g)
     with torch.inference_mode():
         return model.transformer(x=x, cond=x, text=text, time=torch.full((batch,), 0.3))
-
-
-def hooks(model: torch.nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 @pytest.mark.parametrize("backbone", ["DiT", "UNetT", "MMDiT"])
@@ -88,18 +68,12 @@ def test_figures_are_those_of_a_plain_computation() -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    path = tmp_path_factory.mktemp("toy") / "model.pt"
-    torch.save({"model_state_dict": speaking().state_dict()}, path)
-    return Recipe(
-        name="toy", path="inference", checkpoint=path, weights="raw", backbone="DiT", arch=ARCH, vocab=SPECIMEN / "vocab.txt",
-        front_end="raw", mel_spec_type="vocos", vocoder=Vocoder(path=SPECIMEN / "vocos"),
-    )  # fmt: skip
+    return toy_recipe(save_toy(tmp_path_factory.mktemp("toy")))
 
 
 @pytest.fixture(scope="module")
 def item() -> Item:
-    wave = load_wave(CLIP, rate_hz=24000)
-    return Item("clip", Wave(wave.samples[:12000], 24000), "Comprou.", 0.2)
+    return toy_item()
 
 
 def test_a_model_equals_itself_and_a_lost_option_shows_from_its_own_stage_on(recipe: Recipe, item: Item) -> None:
@@ -109,7 +83,9 @@ def test_a_model_equals_itself_and_a_lost_option_shows_from_its_own_stage_on(rec
     assert same.relative.shape == (len(same.stages), 2)
     assert same.cosine == pytest.approx(1)
     lost = recipe.but(arch={k: v for k, v in recipe.arch.items() if k != "pe_attn_head"})
-    found = activations.diverge(bench, recipe, recipe.but(arch={**lost.arch, "heads": 1, "text_mask_padding": False}), [item])
+    found = activations.diverge(
+        bench, recipe, recipe.but(arch={**lost.arch, "heads": 1, "text_mask_padding": False}), [item]
+    )
     assert found.first == Stage("text embedding")
     assert found.passes == tuple(("clip", t) for t in probes.TIMES)
     assert [row["stage"] for row in found.rows][-1] == "velocity"
