@@ -141,11 +141,6 @@ class Divergence:
 
 def nothing(problem: str) -> Divergence:
     """Return a comparison that could not be made."""
-    return nothing(problem)
-
-
-def nothing(problem: str) -> Divergence:
-    """Return a comparison that could not be made."""
     return Divergence((), (), np.empty((0, 0)), np.empty((0, 0)), problem)
 
 

@@ -294,12 +294,6 @@ class Pair:
         return "" if beyond is None else f", from t = {beyond:.2g} on"
 
     @property
-    def since(self) -> str:
-        """``, from t = … on``, for a sentence; empty when they never part that far."""
-        beyond = self.first_beyond_seeds_t
-        return "" if beyond is None else f", from t = {beyond:.2g} on"
-
-    @property
     def rows(self) -> list[dict[str, object]]:
         """One row a step: flow time, both velocities' RMS, how far the estimates are apart, and how far two seeds are."""
         if self.given is None or self.trained is None or self.parting is None or self.between_seeds is None:

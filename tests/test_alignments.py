@@ -1,5 +1,6 @@
 """Alignments: planted orders are found, chance and silence are not taken for one, and the specimen's is lost with its faults."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import torch
 from toy_models import save_toy, toy_item, toy_recipe
 
-from f5lab import alignments, models, probes
+from f5lab import alignments, load_case, models, paths, probes, samplers
 from f5lab.alignments import Alignment, Alignments, Target
 from f5lab.errors import ModelError
+from f5lab.examinations import Exam
 from f5lab.probes import Bench, Item
 from f5lab.specs import Recipe
 
