@@ -245,7 +245,9 @@ def conclusion(found: Sequence[Change], field: str, measured: str = CER) -> dict
     """
     tried = axis_changes(found, field, measured)
     if not tried:
-        return {"verdict": "inconclusive", "limitation": f"no other {AXES[field]} was measured alone"}
+        alone = any(axis_changes(found, field, other) for other in MEASURES)
+        reason = f"the {measured} is undefined here" if alone else f"no other {AXES[field]} was measured alone"
+        return {"verdict": "inconclusive", "limitation": reason}
     largest = max(tried, key=lambda c: (c.judgement == "beyond the seeds", abs(c.difference.mean)))
     if largest.judgement == "beyond the seeds":
         verdict, limitation = "supported", ""

@@ -16,10 +16,10 @@ import torch
 
 from f5lab import factors, models
 from f5lab.audio import Wave, load_wave
-from f5lab.errors import LabError, ModelError
+from f5lab.errors import CaseError, LabError, ModelError
 from f5lab.models import HOP, RATE_HZ
 from f5lab.samplers import Studio
-from f5lab.specs import Prompt, Recipe
+from f5lab.specs import Case, Prompt, Recipe
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,20 @@ def _sample(model: torch.nn.Module, stock: Any, calls: list[_Call], *args: Any, 
     call.states = trajectory[:, 0].float().cpu().numpy()
     calls.append(call)
     return made, trajectory
+
+
+def find_prompt(case: Case, id: str = "") -> Prompt:
+    """Return the prompt of an id, the first one where none is named.
+
+    Raises
+    ------
+    CaseError
+        The case has no such prompt.
+    """
+    known = {prompt.id: prompt for prompt in case.prompts}
+    if id and id not in known:
+        raise CaseError(f"no prompt {id!r}", expected=f"one of {', '.join(known)}")
+    return known[id] if id else case.prompts[0]
 
 
 def first_piece(prompt: Prompt, recipe: Recipe) -> Prompt:

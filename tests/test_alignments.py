@@ -125,7 +125,8 @@ def test_conclusions_need_more_than_one_recording() -> None:
     one = Alignments((ordered(1),))
     assert alignments.order_conclusion(one)["verdict"] == "inconclusive"
     assert alignments.loss_conclusion(Alignments((ordered(-1),)), one)["verdict"] == "inconclusive"
-    assert alignments.order_conclusion(Alignments((), "no recording"))["limitation"] == "no recording"
+    nothing = alignments.order_conclusion(alignments.align_all(bench_of("forward"), None, []))  # type: ignore[arg-type]
+    assert nothing == {"verdict": "inconclusive", "limitation": "no recording with its text"}
 
 
 def test_the_specimens_diagonal_is_there_as_trained_and_lost_with_its_faults(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from toy_models import ARCH, SPECIMEN, save_toy, toy_item, toy_prompt, toy_recipe
 
-from f5lab import blends, models
+from f5lab import blends, cli_blends, models
 from f5lab.blends import Blending, Landscape, Mix, Sources
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import CheckpointError, UsageError
@@ -137,3 +137,10 @@ def test_a_blend_is_exported_with_its_bundle(case: Case, sources: Sources, tmp_p
     assert facts["blend"]["sha256"] in str(facts["bundle"]["sources"])
     made, expected = load_file(tmp_path / "out" / "bundle" / "model.safetensors"), blends.blend(sources, mix)
     assert all(torch.equal(made[f"ema_model.{n}"], t) for n, t in expected.items())
+
+
+def test_the_command_wants_a_mix_and_a_folder_together() -> None:
+    with pytest.raises(UsageError, match="--mix and --out belong together"):
+        cli_blends.blend(mix="raw=1")
+    with pytest.raises(UsageError, match="sum to 0.5"):
+        cli_blends.blend(mix="raw=0.5", out=Path("nowhere"))

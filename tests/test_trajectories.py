@@ -7,9 +7,9 @@ import pytest
 import torch
 from toy_models import hooks, save_toy, toy_prompt, toy_recipe
 
-from f5lab import batches, trajectories
+from f5lab import batches, load_case, paths, trajectories
 from f5lab.audio import Wave
-from f5lab.errors import ModelError
+from f5lab.errors import CaseError, ModelError
 from f5lab.models import HOP, RATE_HZ
 from f5lab.samplers import Studio
 from f5lab.specs import Recipe
@@ -132,3 +132,10 @@ def test_the_sampler_alone_is_kept_from_what_is_given(recipe: Recipe) -> None:
     given = recipe.but(weights="ema", nfe_step=9, arch={**recipe.arch, "pe_attn_head": None})
     mixed = trajectories.as_trained_but_sampler(given, recipe.but(name="truth", nfe_step=32))
     assert (mixed.weights, mixed.nfe_step, mixed.arch["pe_attn_head"]) == ("raw", 9, 1)
+
+
+def test_a_prompt_that_is_not_there_is_refused() -> None:
+    case = load_case(paths.default_case())
+    assert trajectories.find_prompt(case).id == "p01" and trajectories.find_prompt(case, "p03").id == "p03"
+    with pytest.raises(CaseError, match="no prompt 'p99'; expected one of p01"):
+        trajectories.find_prompt(case, "p99")
