@@ -14,9 +14,10 @@ checkpoints, vocabs, samplers``; each imports only from the layers above it:
 2. ``models`` (the one importer of f5_tts and vocos), ``asr`` (the one importer of whisper), ``whisper_weights`` ``speakers`` ``opinions``
 3. ``samplers`` ``oracles`` ``cycles`` ``voices`` ``discovery``; the diagnosis: ``factors`` ``probes`` ``parity`` ``settings_search`` ``examinations``
    ``weight_faults`` ``setting_faults`` ``text_faults`` ``audio_faults`` ``listening`` ``diagnosis``; its calibration: ``planting`` ``plants*``
-   ``calibration``; ``bundles`` ``bundle_speech`` ``spellings``; the specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``
-4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders`` ``workbook`` ``resuming`` ``console`` ``cli``; finished
-   runs: ``privacy`` ``runs`` ``run_index`` ``comparisons`` ``redaction`` ``sharing`` ``archives`` ``cli_runs``
+   ``calibration``; ``bundles`` ``bundle_speech`` ``spellings``; inside the model: ``activations`` ``trajectories`` ``alignments``
+   ``model_figures``; settings and weights: ``grids`` ``blends``; the specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``
+4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders`` ``workbook`` ``resuming`` ``console`` ``cli`` ``cli_blends``;
+   finished runs: ``privacy`` ``runs`` ``run_index`` ``comparisons`` ``redaction`` ``sharing`` ``archives`` ``cli_runs``
 """
 
 from typing import TYPE_CHECKING, Any

@@ -126,6 +126,11 @@ class Exam:
         }
         return self.inference.but(name="as trained", precision="fp32", **defaults, **changes)
 
+    @property
+    def whole_case(self) -> Case:
+        """The case, with the architecture that the shapes imply where it names none."""
+        return self._with_arch(self.case)
+
     def _with_arch(self, case: Case) -> Case:
         """Fill in the architecture that the shapes imply where the case names none."""
         blocks = (case.training.arch, case.inference.arch)

@@ -3,23 +3,18 @@
 One seeded forward pass each, fp32, eval; no sampling, no audio, no recogniser.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from f5lab import factors, models, probes
-from f5lab.models import HOP, RATE_HZ
+from f5lab.activations import EXACT, relative_l2, run_watched
 from f5lab.probes import Bench, Item
 from f5lab.specs import Recipe
 
-EXACT = 1e-6
-"""Relative differences up to this are rounding of another order of additions."""
 TIME = 0.2
 
 
@@ -31,7 +26,7 @@ class Trace:
     ----------
     tokens : list of int
     stages : dict of str to Tensor
-        Text embedding, input embedding, each block and the velocity, [shape=(n, d)].
+        Mel, text embedding, input embedding, each block and the velocity, [shape=(n, d)].
     """
 
     tokens: list[int]
@@ -59,39 +54,9 @@ class Parity:
 @torch.inference_mode()
 def trace(bench: Bench, recipe: Recipe, item: Item, seed: int = 0) -> Trace:
     """Run one forward pass of a recipe's model on a real recording and keep every stage."""
-    model = bench.model(recipe)
-    x1 = probes.item_mel(item, recipe).to(bench.device)
-    x0 = torch.randn(x1.shape, generator=torch.Generator().manual_seed(seed)).to(bench.device)
-    ids = probes.token_ids(model, recipe, item.text)
-    start = min(round(item.start_s * RATE_HZ / HOP), len(x1) - 1)
-    with _recorded(model.transformer) as stages:
-        v = probes.velocity(model, x1, x0, ids, start, (TIME,))
-    stages["velocity"] = v[0].cpu()
-    return Trace(ids[0].tolist(), {"mel": x1.cpu(), **stages})
-
-
-@contextmanager
-def _recorded(transformer: torch.nn.Module) -> Iterator[dict[str, Tensor]]:
-    stages: dict[str, Tensor] = {}
-    blocks = getattr(transformer, "transformer_blocks", None)
-    if blocks is None:  # UNetT: each layer is a list of modules, the feed-forward is the last one
-        blocks = [layer[-1] for layer in transformer.layers]
-    named = [("text embedding", transformer.text_embed), ("input embedding", getattr(transformer, "input_embed", None))]
-    named += [(f"block {k}", block) for k, block in enumerate(blocks)]
-
-    handles = [
-        module.register_forward_hook(partial(_keep, stages, name)) for name, module in named if module is not None
-    ]
-    try:
-        yield stages
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _keep(stages: dict[str, Tensor], name: str, _module: torch.nn.Module, _inputs: object, output: Any) -> None:
-    tensor = output[-1] if isinstance(output, tuple) else output
-    stages[name] = tensor[0].float().cpu()
+    ids = probes.token_ids(bench.model(recipe), recipe, item.text)
+    stages = run_watched(bench, recipe, item, TIME, seed=seed, branches=False)
+    return Trace(ids[0].tolist(), {stage.name: x for stage, x in stages.items()})
 
 
 def compare(a: Trace, b: Trace) -> Parity:
@@ -101,15 +66,8 @@ def compare(a: Trace, b: Trace) -> Parity:
     differences = {"token ids": 1 - same / longest}
     for name, x in a.stages.items():
         y = b.stages.get(name)
-        differences[name] = _relative(x, y)
+        differences[name] = float("inf") if y is None or x.shape != y.shape else relative_l2(x, y)
     return Parity(differences)
-
-
-def _relative(x: Tensor, y: Tensor | None) -> float:
-    if y is None or x.shape != y.shape:
-        return float("inf")
-    norm = float(torch.linalg.norm(x.double()))
-    return float(torch.linalg.norm((y - x).double())) / norm if norm else float(torch.linalg.norm(y.double()) > 0)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """Live panels for JupyterLab. Everything they show can also be had by a plain call."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from f5lab import audio, models
+from f5lab import audio, model_figures, models
 from f5lab.errors import LabError
 from f5lab.samplers import Studio, inference_recipe, repaired_recipe, trainer_recipe
 from f5lab.specs import Case
+from f5lab.trajectories import Trajectory
 
 
 def synthesiser(case: Case, studio: Studio) -> Any:
@@ -54,3 +56,27 @@ def synthesiser(case: Case, studio: Studio) -> Any:
 
     button.on_click(speak)
     return w.VBox([*fields.values(), button, heard, w.HTML(f"computed on {models.pick_device(studio.device)}")])
+
+
+def step_slider(paths: Sequence[tuple[str, Trajectory]]) -> Any:
+    """Return a slider over the sampler's steps: what each trajectory is at a step, and the mel that it points to."""
+    import ipywidgets as w
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    most = min(len(path.times) for _, path in paths) - 2
+    slider, shown = (
+        w.IntSlider(value=most // 2, min=0, max=most, description="step", continuous_update=False),
+        w.Output(),
+    )
+
+    def draw(_: Any = None) -> None:
+        figure = model_figures.one_step(paths, slider.value)
+        with shown:
+            shown.clear_output(wait=True)
+            display(figure)
+        plt.close(figure)
+
+    slider.observe(draw, names="value")
+    draw()
+    return w.VBox([slider, shown])

@@ -26,8 +26,9 @@ LAYERS = [
         "parity", "prompt_timing", "examinations", "settings_search", "weight_faults", "setting_faults", "text_faults",
         "audio_faults", "listening", "diagnosis", "calibration", "planting", "plants", "plants_audio", "plants_harmless",
         "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings",
+        "activations", "trajectories", "alignments", "grids", "blends", "model_figures",
     },
-    {"parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "widgets", "console", "cli", "cli_runs", "privacy",
+    {"parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "widgets", "console", "cli", "cli_runs", "cli_blends", "privacy",
      "runs", "run_index", "comparisons", "redaction", "sharing", "archives", "__main__"},
 ]  # fmt: skip
 SOLE_IMPORTERS = {
@@ -45,7 +46,7 @@ SOLE_IMPORTERS = {
     "picklescan": {"opinion_reader"},
 }
 WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "console", "cli",
-                 "cli_runs", "privacy", "runs", "run_index", "comparisons", "redaction", "sharing", "archives"}
+                 "cli_runs", "cli_blends", "privacy", "runs", "run_index", "comparisons", "redaction", "sharing", "archives"}
 LIGHT = ("f5lab", "f5lab.cli", "f5lab.tables", "f5lab.reports", "f5lab.workbook", "f5lab.kernels")
 MOST_LINES, MOST_FUNCTION_LINES = 450, 50
 
