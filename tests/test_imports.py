@@ -9,19 +9,19 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "f5lab"
 LAYERS = [
-    {"errors", "paths", "specs", "findings", "provenance", "tables", "catalogue", "verdicts"},
+    {"errors", "paths", "specs", "findings", "provenance", "tables", "catalogue", "verdicts", "ledgers", "caches"},
     {
         "anatomy", "architectures", "audio", "checkpoints", "diffs", "ema", "figures", "metrics", "plots", "schedules",
-        "statistics", "vocabs",
+        "statistics", "vocabs", "trends",
     },
     {"models", "asr", "whisper_weights", "speakers"},
     {
         "samplers", "cycles", "oracles", "discovery", "curricula", "vocoders", "specimens", "finetuning", "gates", "factors", "probes", "batches", "suspects",
         "parity", "prompt_timing", "examinations", "settings_search", "weight_faults", "setting_faults", "text_faults",
         "audio_faults", "listening", "diagnosis", "calibration", "planting", "plants", "plants_audio", "plants_harmless",
-        "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings",
+        "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings", "series", "series_rows",
     },
-    {"parameters", "kernels", "markup", "reports", "workbook", "widgets", "console", "cli", "__main__"},
+    {"parameters", "kernels", "markup", "reports", "workbook", "widgets", "console", "cli", "cli_scale", "series_pages", "__main__"},
 ]  # fmt: skip
 SOLE_IMPORTERS = {
     "f5_tts": {"models"},
@@ -31,7 +31,7 @@ SOLE_IMPORTERS = {
     "papermill": {"kernels"},
     "nbconvert": {"markup", "reports"},
 }
-WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "workbook", "console", "cli"}
+WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "workbook", "console", "cli", "cli_scale"}
 LIGHT = ("f5lab", "f5lab.cli", "f5lab.tables", "f5lab.reports", "f5lab.workbook", "f5lab.kernels")
 MOST_LINES, MOST_FUNCTION_LINES = 450, 50
 

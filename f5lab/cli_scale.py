@@ -1,0 +1,101 @@
+"""The commands for many checkpoints and many settings: ``f5lab series`` and ``f5lab sweep``."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from f5lab import paths
+from f5lab.console import JsonFile
+from f5lab.errors import RunError
+
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(series)
+
+
+def series(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Training folder with model_*.pt, or the one above ckpts/.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Page, JSON and finished rows; default: under reports/series/.")
+    ] = None,
+    case: Annotated[Path | None, typer.Option(metavar="CASE", help="Prompts and settings from a case.yaml; else from the training's dataset.")] = None,
+    probe: Annotated[bool, typer.Option(help="Probe loss of raw and EMA weights on real recordings.")] = True,
+    listen: Annotated[bool, typer.Option("--listen", help="Also synthesise and transcribe: CER.")] = False,
+    recordings: Annotated[int, typer.Option(min=1, help="Most recordings for the probe.")] = 8,
+    draws: Annotated[int, typer.Option(min=1, help="Noise draws for each recording.")] = 2,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts spoken with --listen.")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds for each prompt with --listen.")] = 1,
+    asr: Annotated[str, typer.Option(help="Whisper size or weights file.")] = "base",
+    language: Annotated[str, typer.Option(help="Language of the speech where no CASE says it.")] = "en",
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:  # fmt: skip
+    """Compare every checkpoint of a training: norms, EMA, probe loss, CER over updates, and the best update.
+
+    One checkpoint is open at a time. Finished parts are kept: a series that was stopped goes on. A checkpoint that cannot
+    be measured is a row with its reason, and the command exits with 1 at the end.
+    """
+    from f5lab import series as many
+    from f5lab import series_pages
+
+    folder = folder.expanduser()
+    out = (out or default_out(folder)).expanduser()
+    plan = many.Plan(recordings, draws, probe, listen, prompts, seeds, asr, device, language)
+    found = many.run(folder, out, plan, case=case, watch=_show_row)
+    told = many.report(found)
+    paths.write_text(out / "series.json", json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    paths.write_text(out / "series.html", series_pages.page(found))
+    _deliver(told, many.table_rows(found), out / "series.html", json_file)
+    if found.failed:
+        raise RunError(
+            f"{len(found.failed)} of {len(found.rows)} checkpoints could not be measured as asked", offenders=found.failed,
+            next_step=f"see {out / 'series.html'}; what was finished is not done again",
+        )  # fmt: skip
+
+
+def default_out(folder: Path) -> Path:
+    """Return where a training folder's series is kept unless told otherwise: its name, and a mark of its whole path."""
+    whole = folder.resolve()
+    mark = hashlib.sha256(str(whole).encode("utf-8", "backslashreplace")).hexdigest()[:6]
+    return paths.reports_dir() / "series" / f"{whole.name}-{mark}"
+
+
+def _show_row(row: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from f5lab.provenance import duration_text
+    from f5lab.tables import visible
+
+    sign, style = ("✘", "bold red") if row["problem"] else ("✔", "green")
+    line = Text(f"{sign} {visible(row['file']):<28} {duration_text(row['seconds']):>10}", style)
+    Console(stderr=True, highlight=False).print(line.append(f"  {visible(row['problem'], 300)}", "red"), soft_wrap=True)
+
+
+def _deliver(told: dict[str, Any], rows: list[dict[str, Any]], page: Path, json_file: Path | None) -> None:
+    """Show a result for people, or write it as JSON where that was asked for."""
+    if str(json_file) == "-":
+        sys.stdout.write(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        return
+    if json_file is not None:
+        paths.write_text(json_file, json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    from rich.console import Console
+    from rich.text import Text
+
+    from f5lab.console import _show_table
+    from f5lab.tables import visible
+
+    console = Console(highlight=False)
+    _show_table(rows, console)
+    for line in told["best"]:
+        console.print(Text(visible(line, None), "bold"), soft_wrap=True)
+    for line in told["notes"]:
+        console.print(Text(f"Note: {visible(line, 600)}", "yellow"), soft_wrap=True)
+    typer.echo(str(page))
