@@ -1,8 +1,11 @@
 """The commands for many checkpoints and many settings: ``f5lab series`` and ``f5lab sweep``."""
 
+import contextlib
 import hashlib
 import json
+import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +13,7 @@ import typer
 
 from f5lab import paths
 from f5lab.console import JsonFile
-from f5lab.errors import RunError
+from f5lab.errors import RunError, UsageError
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 
@@ -18,6 +21,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N o
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(series)
+    app.command()(sweep)
 
 
 def series(
@@ -99,3 +103,66 @@ def _deliver(told: dict[str, Any], rows: list[dict[str, Any]], page: Path, json_
     for line in told["notes"]:
         console.print(Text(f"Note: {visible(line, 600)}", "yellow"), soft_wrap=True)
     typer.echo(str(page))
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP", help="YAML: cases, checkpoints, recipes, grid, prompts, seeds, measures.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Parquet file to write; default: SWEEP's name, here.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local: this machine; ray: a Ray cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Ray cluster: auto or host:port; left out, Ray is started here.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Local processes; default: one a core, at most 4; with a GPU 1.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of one task, on every engine.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0.01, help="With Ray and a GPU: GPUs for one task; 0.5 lets two share one.")] = 1.0,
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:  # fmt: skip
+    """Speak and measure every combination of cases, checkpoints, recipes, prompts and seeds: one Parquet file.
+
+    Every row is kept by content: a sweep that is repeated or goes on computes only what is missing, whichever engine it
+    runs on. Rows that cannot be measured say why, and the command exits with 1 at the end.
+
+    \b
+    cases: [case.yaml]
+    checkpoints: ["ckpts/voz/model_*.pt"]   # left out: each case's own
+    recipes: {as it is: {}, as trained: {start: repaired}}
+    grid: {weights: [raw, ema], nfe_step: [8, 16, 32], arch: [{}, {pe_attn_head: 1}]}
+    prompts: 4                              # or ids; left out: all
+    seeds: [0, 1]
+    """
+    if engine not in ("local", "ray"):
+        raise UsageError(f"--engine {engine}", expected="local or ray")
+    if address is not None and engine == "local":
+        raise UsageError("--address with --engine local", expected="--engine ray")
+    from f5lab import models, sweep_specs, sweep_tasks, sweeps
+
+    device = models.pick_device(device)
+    tasks = list(sweep_tasks.expand(sweep_specs.load_sweep(file), device=device, threads=threads))
+    jobs = jobs or (min(4, os.cpu_count() or 1) if device == "cpu" else 1)
+    with _bar(f"{len(tasks)} rows") as watch:
+        outcome = sweeps.run(
+            tasks, sweep_tasks.perform, engine=engine, jobs=jobs, address=address, gpus=0 if device == "cpu" else gpus, watch=watch
+        )  # fmt: skip
+    out = sweeps.write_parquet(outcome.rows, (out or Path(f"{file.stem}.parquet")).expanduser())
+    frame = sweeps.read(out)
+    chosen = [c.says for m in ("cer", "loss") if (c := sweeps.best(frame, m)) is not None]
+    told = {"rows": len(outcome.rows), "computed": outcome.computed, "cached": outcome.cached, "seconds": outcome.seconds,
+            "engine": engine, "device": device, "out": str(out), "best": chosen, "notes": [], "failed": outcome.failed,
+            "recipes": sweeps.summarise(frame)}  # fmt: skip
+    _deliver(told, told["recipes"], out, json_file)
+    if outcome.failed:
+        raise RunError(f"{len(outcome.failed)} of {len(outcome.rows)} rows could not be measured", offenders=outcome.failed)
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield what moves a progress bar on stderr; nothing is shown where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        number = progress.add_task(what)
+        yield lambda done, of: progress.update(number, completed=done, total=of)

@@ -151,7 +151,7 @@ def run(
     context = {"base": str(base.path) if base is not None else None, "device": models.pick_device(plan.device), **controls}
     if bench is not None:
         context |= {"settings": bench.recipe.model_dump(mode="json", exclude={"name", "checkpoint", "weights"}),
-                    "token_shift": bench.shift, "recordings": [item.id for item in bench.items]}  # fmt: skip
+                    "recordings": [item.id for item in bench.items]}  # fmt: skip
     return Series(paths[0].parent, tuple(rows), _choices(rows), context, tuple(notes))
 
 
@@ -219,7 +219,7 @@ def _bench(case: Case, paths: list[Path], ledger: Ledger, plan: Plan, notes: lis
     device = models.pick_device(plan.device)
     try:
         items = probes.real_items(case, plan.recordings)
-        recipe, shift, known = series_rows.settings_of(case, ledger, device=device, recordings=plan.recordings, draws=plan.draws)
+        recipe, known = series_rows.settings_of(case, ledger, device=device, recordings=plan.recordings, draws=plan.draws)
     except LabError as error:
         notes.append(f"No probe loss and no CER: {error}")
         return None
@@ -230,7 +230,7 @@ def _bench(case: Case, paths: list[Path], ledger: Ledger, plan: Plan, notes: lis
     notes += _heard_in_training(case, len(items), plan.recordings)
     if len(items) < 3:
         notes.append(f"Only {len(items)} recordings: intervals are over noise draws and say nothing about other recordings.")
-    return Bench(case, recipe, shift, tuple(items), plan.draws, device)
+    return Bench(case, recipe, tuple(items), plan.draws, device)
 
 
 def _heard_in_training(case: Case, items: int, limit: int) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from f5lab import checkpoints, diffs, ema, models, oracles, provenance
+from f5lab import batches, checkpoints, diffs, ema, models, oracles, provenance
 from f5lab.asr import Transcriber
 from f5lab.checkpoints import Checkpoint
 from f5lab.errors import LabError
@@ -40,13 +40,12 @@ class Bench:
         The settings as trained; checkpoint and weights are put in for each row.
     items : tuple of Item
         Real recordings for the probe.
-    shift, draws : int
-        Offset of token indices, and noise draws for each recording.
+    draws : int
+        Noise draws for each recording.
     """
 
     case: Case
     recipe: Recipe
-    shift: int
     items: tuple[Item, ...]
     draws: int
     device: str
@@ -58,11 +57,11 @@ class Bench:
         fields = self.recipe.model_dump(mode="json", exclude={"name", "checkpoint", "weights", "vocab", "vocoder"})
         vocab = provenance.fingerprint(self.recipe.vocab).sha256
         known = provenance.versions()
-        return digest([FORMAT, fields, vocab, heard, self.shift, self.draws, self.device, [known[n] for n in VERSIONED]])
+        return digest([FORMAT, fields, vocab, heard, self.draws, self.device, [known[n] for n in VERSIONED]])
 
     def hypothesis(self, path: Path, slot: Weights) -> Hypothesis:
         """Return the settings as trained with one checkpoint's weights."""
-        return Hypothesis(self.recipe.but(checkpoint=path, weights=slot), shift=self.shift)
+        return Hypothesis(self.recipe.but(checkpoint=path, weights=slot))
 
 
 @dataclass(frozen=True)
@@ -195,9 +194,8 @@ def speak(path: Path, slot: Weights, booth: Booth) -> dict[str, Any]:
     """
     studio, bench = Studio(booth.bench.device), booth.bench
     recipe = bench.recipe.but(name=f"{path.name} {slot}", path="inference", checkpoint=path, weights=slot)
-    if bench.shift:
-        raise LabError(f"token indices shifted by {bench.shift:+d} cannot be spoken", next_step="mend the vocab first")
-    scored = oracles.score(studio.speak_all(recipe, booth.spoken, booth.seeds), booth.transcriber)
+    pairs = [(prompt, seed) for prompt in booth.spoken for seed in booth.seeds]
+    scored = oracles.score(batches.speak_pairs(studio, recipe, pairs), booth.transcriber)
     return {
         "clips": [
             {"prompt": s.sample.prompt_id, "seed": s.sample.seed, "cer": s.cer, "heard": s.transcript.text}
@@ -206,8 +204,8 @@ def speak(path: Path, slot: Weights, booth: Booth) -> dict[str, Any]:
     }
 
 
-def settings_of(case: Case, ledger: Ledger, *, device: str, recordings: int, draws: int) -> tuple[Recipe, int, dict]:
-    """Return the settings that the case's checkpoint was trained with, the token shift, and how each is known.
+def settings_of(case: Case, ledger: Ledger, *, device: str, recordings: int, draws: int) -> tuple[Recipe, dict[str, Any]]:
+    """Return the settings that the case's checkpoint was trained with, and how each is known.
 
     Found by the probe as the diagnosis does, once for the series: training settings do not change within a run.
 
@@ -223,10 +221,12 @@ def settings_of(case: Case, ledger: Ledger, *, device: str, recordings: int, dra
     def search() -> dict[str, Any]:
         truth = Exam(case, device=device, limit=recordings, draws=draws, asr="").truth
         return {
-            "recipe": truth.recipe.model_dump(mode="json"), "shift": truth.shift, "known": truth.known,
+            "recipe": truth.recipe.model_dump(mode="json"), "known": truth.known,
             "tells": truth.identifiable, "problem": truth.problem,
         }  # fmt: skip
 
     found = _once(ledger, "settings", key, search)
+    if not Path(found["recipe"]["vocab"]).is_file():  # a repaired one lies in the cache, which may have been emptied
+        found = search()
     gc.collect()
-    return Recipe.model_validate(found["recipe"]), found["shift"], found
+    return Recipe.model_validate(found["recipe"]), found

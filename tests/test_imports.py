@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "f5lab"
 LAYERS = [
-    {"errors", "paths", "specs", "findings", "provenance", "tables", "catalogue", "verdicts", "ledgers", "caches"},
+    {"errors", "paths", "specs", "findings", "provenance", "tables", "catalogue", "verdicts", "ledgers", "caches", "engines",
+     "sweep_specs"},
     {
         "anatomy", "architectures", "audio", "checkpoints", "diffs", "ema", "figures", "metrics", "plots", "schedules",
         "statistics", "vocabs", "trends",
@@ -19,7 +20,7 @@ LAYERS = [
         "samplers", "cycles", "oracles", "discovery", "curricula", "vocoders", "specimens", "finetuning", "gates", "factors", "probes", "batches", "suspects",
         "parity", "prompt_timing", "examinations", "settings_search", "weight_faults", "setting_faults", "text_faults",
         "audio_faults", "listening", "diagnosis", "calibration", "planting", "plants", "plants_audio", "plants_harmless",
-        "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings", "series", "series_rows",
+        "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings", "series", "series_rows", "sweep_tasks", "sweeps",
     },
     {"parameters", "kernels", "markup", "reports", "workbook", "widgets", "console", "cli", "cli_scale", "series_pages", "__main__"},
 ]  # fmt: skip
