@@ -12,13 +12,13 @@ STAMP := $(VENV)/.installed
 CASE  ?=
 ARGS  ?=
 
-.PHONY: report test lab bench clean install ffmpeg
+.PHONY: report test lab bench clean install ffmpeg chromium
 .DEFAULT_GOAL := report
 
 report: $(STAMP) | ffmpeg
 	$(VENV)/bin/f5lab run $(CASE) $(ARGS)
 
-test: $(STAMP) | ffmpeg
+test: $(STAMP) | ffmpeg chromium
 	$(VENV)/bin/ruff check .
 	$(PY) -m pytest $(ARGS)
 
@@ -52,6 +52,16 @@ ffmpeg:
 	fi; \
 	echo "FFmpeg and its shared libraries are missing; install them with: sudo apt-get install ffmpeg, or: conda install -c conda-forge ffmpeg" >&2; \
 	exit 1
+
+# The browser tests open reports in a real browser; without one they are skipped.
+chromium:
+	@have() { command -v chromium || command -v chromium-browser || command -v google-chrome; }; \
+	have >/dev/null 2>&1 && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	  echo "Chromium is missing: installing it with apt-get"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium && have >/dev/null 2>&1 && exit 0; \
+	fi; \
+	echo "Chromium is missing: the browser tests are skipped; to have them: sudo apt-get install chromium" >&2
 
 $(STAMP): requirements.lock pyproject.toml | ffmpeg
 	@set -e; \

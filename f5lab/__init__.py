@@ -3,24 +3,43 @@
 Importing the package is cheap: neither torch nor f5_tts is loaded. Work with the modules, ``from f5lab import
 checkpoints, vocabs, samplers``; each imports only from the layers above it:
 
-0. ``errors`` ``specs`` ``paths`` ``findings`` ``verdicts`` ``catalogue`` ``provenance`` ``tables``: no torch
-1. ``audio`` ``checkpoints`` ``anatomy`` ``architectures`` ``diffs`` ``ema`` ``schedules`` ``vocabs`` ``metrics`` ``statistics`` ``plots``
+0. ``errors`` ``inert`` ``specs`` ``presets`` ``paths`` ``caches`` ``remedies`` ``findings`` ``verdicts`` ``catalogue`` ``provenance``
+   ``tables``: no torch; untrusted files: ``refusals`` ``sources`` ``stored_tensors`` ``pickles`` ``zip_audit`` ``manifests``
+   ``safetensor_headers`` ``torch_files`` ``file_kinds`` ``file_reader`` ``processes`` ``opinion_reader`` ``sandbox`` ``second_opinion``
+   ``weights_files`` ``layouts``
+1. ``mappings`` ``origins`` ``contents`` ``vocoder_folders``
+   ``audio`` ``checkpoints`` ``anatomy`` ``architectures`` ``diffs`` ``ema`` ``schedules`` ``vocabs`` ``metrics`` ``statistics`` ``plots``
    ``figures``: numeric, know nothing of f5_tts
 2. ``models`` (the one importer of f5_tts and vocos), ``asr`` (the one importer of whisper), ``whisper_weights`` ``speakers``
 3. ``samplers`` ``oracles`` ``cycles`` ``discovery``; the diagnosis: ``factors`` ``probes`` ``parity`` ``settings_search`` ``examinations``
    ``weight_faults`` ``setting_faults`` ``text_faults`` ``audio_faults`` ``listening`` ``diagnosis``; its calibration: ``planting`` ``plants*``
    ``calibration``; ``bundles`` ``bundle_speech`` ``spellings``; the specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``
-4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``workbook`` ``console`` ``cli``
+4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders`` ``workbook`` ``resuming`` ``console`` ``cli``
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from f5lab.errors import LabError
-from f5lab.specs import Case, load_case
 
-try:
-    __version__ = version("f5lab")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+source"
+if TYPE_CHECKING:
+    from f5lab.specs import Case, load_case
+
+    __version__: str
 
 __all__ = ["Case", "LabError", "__version__", "load_case"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is costly to import when it is asked for; a command that needs none of it starts at once."""
+    if name in ("Case", "load_case"):
+        from f5lab import specs
+
+        return getattr(specs, name)
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("f5lab")
+        except PackageNotFoundError:  # a source tree that was never installed
+            return "0+source"
+    raise AttributeError(f"module 'f5lab' has no attribute {name!r}")

@@ -11,11 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from f5lab import architectures, checkpoints, schedules
+from f5lab import architectures, checkpoints, contents
 from f5lab.checkpoints import Checkpoint
 from f5lab.diffs import BLOCK, layer_of, module_of, one_thread
 from f5lab.errors import CheckpointError
+from f5lab.origins import preset_sentence, provenance
 from f5lab.specs import Weights
+
+__all__ = [
+    "RowMatch", "RowTest", "TensorFacts", "match_rows", "modules", "preset_sentence", "provenance", "report", "tensor_facts",
+    "untouched_rows",
+]  # fmt: skip
 
 ROW_TOLERANCE = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 """Relative distance from collinear that rounding of two stored rows explains: the rms of it is half of this."""
@@ -283,116 +289,32 @@ def match_rows(weight: Tensor, base: Tensor) -> RowMatch:
     )
 
 
-def provenance(checkpoint: Checkpoint) -> list[dict[str, str]]:
-    """Return what file name, counters and scheduler say about where the file comes from, and where they disagree."""
-    rows = [{"fact": "file name", "value": checkpoint.path.name, "means": _name_says(checkpoint)}]
-    update, step = checkpoint.update, checkpoint.ema_step
-    if update is not None:
-        rows.append({"fact": "update", "value": str(update), "means": "optimizer updates of this training"})
-    elif checkpoint.legacy_step is None:
-        rows.append({"fact": "update", "value": "absent", "means": "not resumable: a base, a pruned or converted file"})
-    if checkpoint.legacy_step is not None:
-        rows.append({
-            "fact": "top-level step", "value": str(checkpoint.legacy_step),
-            "means": "saved before the counter was called update, thus before 1.0.0: trained with v0's options "
-            "(text_mask_padding False, pe_attn_head 1)",
-        })  # fmt: skip
-    if step is not None:
-        rows.append({"fact": "EMA step", "value": str(step), "means": _step_says(update, step)})
-    if checkpoint.initted is not None:
-        means = "the EMA holds weights" if checkpoint.initted else "the EMA was never filled: random weights"
-        rows.append({"fact": "EMA initted", "value": str(checkpoint.initted), "means": means})
-    schedule = schedules.read_schedule(checkpoint.scheduler)
-    if schedule:
-        rows += _schedule_says(schedule)
-    return rows
+def report(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
+    """Return everything about a checkpoint, statistics of every weight included; what ``f5lab inspect --stats`` shows.
 
-
-def _name_says(checkpoint: Checkpoint) -> str:
-    name, update = checkpoint.path.name, checkpoint.update
-    if name.startswith("pretrained_"):
-        return "the base that finetune_cli copied here, not a result of this training"
-    match = re.fullmatch(r"model_(\d+)\.(pt|safetensors)", name)
-    if match and update is not None and int(match.group(1)) != update:
-        return f"DISAGREES with update {update}: renamed, or saved by other code"
-    if match:
-        published = {"1250000": "F5TTS_v1_Base (v1)", "1200000": "F5TTS_Base or E2TTS_Base (v0)"}.get(match.group(1))
-        return f"the number of the published {published}" if published else f"update {match.group(1)} of a training"
-    return "the trainer's latest" if name == "model_last.pt" else "not a name that upstream gives"
-
-
-def _step_says(update: int | None, step: int) -> str:
-    if not update:
-        return f"handed to every fine-tune of this file: its EMA starts {step} steps into the schedule"
-    if abs(step - update) <= 1:
-        return "equals update: trained from nothing, or the EMA was reset"
-    if step > update:
-        return f"{step - update} more than update: inherited from the base, so the EMA decays as slowly as at {step}"
-    return f"{update - step} fewer than update: the EMA missed updates, or was made anew at a resume"
-
-
-def _schedule_says(schedule: schedules.Schedule) -> list[dict[str, str]]:
-    share = (
-        "dead: an update here changes nothing"
-        if schedule.is_dead
-        else f"{schedule.last_lr / schedule.peak:.0%} of peak"
-    )
-    phases = {
-        "warm-up": "stopped before the warm-up's end: the planned rate was never reached",
-        "decay": "stopped within the planned decay",
-        "finished": "ran to its end; a resume from here trains at no learning rate",
-    }
-    plan = f"warm-up {schedule.warmup}, decay {schedule.decay}, at {schedule.position}"
-    return [
-        {"fact": "learning rate", "value": f"{schedule.last_lr:.3g} (peak {schedule.peak:.3g})", "means": share},
-        {"fact": "schedule", "value": plan, "means": phases[schedule.phase]},
-    ]
-
-
-def report(path: str | Path) -> dict[str, Any]:
-    """Return everything about a checkpoint as a JSON-able dict; what ``f5lab inspect`` shows.
+    Parameters
+    ----------
+    path : str or Path
+    verify : bool
+        As for `contents.report`.
 
     Raises
     ------
     CheckpointError
-        The file cannot be opened or is no F5-TTS checkpoint.
+        The file is refused, is no F5-TTS checkpoint, or changed while it was read.
     """
     checkpoint = checkpoints.open_checkpoint(path)
+    hashes = checkpoint.file.hashes(compute=verify)
+    facts = {slot: tensor_facts(checkpoint.weights(slot)) for slot in checkpoint.slots}
     slot = checkpoint.slots[-1]
-    arch = architectures.implied(checkpoint.weights(slot))
-    facts = {s: tensor_facts(checkpoint.weights(s)) for s in checkpoint.slots}
     rows = untouched_rows(checkpoint, slot)
-    match = architectures.match_presets(arch)
     odd = [f for members in facts.values() for f in members if f.state != "ok"]
-    return {
-        "path": str(checkpoint.path),
-        "layout": checkpoint.layout,
-        "slots": list(checkpoint.slots),
-        "labelled": checkpoint.labelled,
-        "tensors": len(facts[slot]),
-        "parameters": sum(f.parameters for f in facts[slot]),
-        "notes": list(checkpoint.notes),
-        "provenance": provenance(checkpoint),
-        "sections": [asdict(section) for section in checkpoint.sections],
-        "architecture": arch.options() | {"vocab_size": arch.vocab_size, "mel_dim": arch.mel_dim},
-        "presets": preset_sentence(match),
-        "hidden_options": [asdict(option) for option in architectures.hidden_options(arch)],
+    found = {
         "rotary": asdict(architectures.check_rope(checkpoint.weights(slot))),
         "text_rows": {"test": rows.test, "rows": rows.rows, "untouched": list(rows.untouched), "limit": rows.limit},
         "modules": modules(facts[slot]),
         "odd_tensors": [{"name": f.name, "state": f.state, "nan": f.nan, "inf": f.inf} for f in odd],
     }
-
-
-def preset_sentence(match: architectures.PresetMatch) -> str:
-    """Return a preset match in words."""
-    if not match.presets:
-        apart = ", ".join(f"{key} {here} instead of {there}" for key, (here, there) in match.differences.items())
-        return f"no published preset; nearest is {match.nearest} ({apart})"
-    if not match.tie:
-        return match.presets[0]
-    ways = "; ".join(f"{k}: " + ", ".join(f"{n} {v}" for n, v in values.items()) for k, values in match.tie.items())
-    return (
-        f"TIE: {' and '.join(match.presets)} have the same names and shapes, so weights of one load into the other "
-        f"without an error and speak garbage. They differ in {ways}"
-    )
+    found = contents.describe(checkpoint, hashes, verify=verify) | found
+    checkpoint.confirm(hashes)
+    return found

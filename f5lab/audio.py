@@ -14,6 +14,7 @@ import numpy as np
 import soundfile as sf
 
 from f5lab.errors import AudioError
+from f5lab.inert import prose
 from f5lab.paths import atomic_path, existing_file
 
 CLIP_LEVEL = 0.999
@@ -176,7 +177,7 @@ def _figure(item: tuple[str, Wave]) -> str:
     return (
         '<figure class="player" style="margin:0">'
         f'<audio controls preload="metadata" src="data:audio/flac;base64,{data}"></audio>'
-        f"<figcaption>{html.escape(caption[:300])} ({wave.seconds:.1f} s)</figcaption></figure>"
+        f"<figcaption>{html.escape(prose(caption, 300))} ({wave.seconds:.1f} s)</figcaption></figure>"
     )
 
 

@@ -47,7 +47,7 @@ def read(kind: str, key: str) -> bytes | None:
 def write(kind: str, key: str, content: bytes) -> None:
     """Keep `content` under a key, whole or not at all; failing to is a warning."""
     try:
-        with atomic_path(_entry(kind, key)) as temporary:
+        with atomic_path(_entry(kind, key), durable=False) as temporary:
             temporary.write_bytes(_MAGIC + _digest(kind, key, content) + content)
     except (OSError, LabError) as error:
         logger.warning("nothing was cached: %s", error)

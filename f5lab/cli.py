@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from f5lab import __version__, cli_scale, paths
-from f5lab.console import JsonFile, Progress, deliver
+from f5lab import cli_scale, inert, paths, remedies
+from f5lab.console import JsonFile, Progress, deliver, say_path
 from f5lab.errors import LabError, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N o
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from f5lab import __version__
+
         typer.echo(f"f5lab {__version__}")
         raise typer.Exit
 
@@ -67,20 +69,28 @@ def run(
     device: Device = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="Reduced budgets: fewer prompts and seeds.")] = False,
     cell_timeout: Annotated[int, typer.Option(min=1, metavar="SECONDS", help="Longest time for one cell.")] = 3600,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Finish this run, a folder under reports/, that was cut off.")
+    ] = None,
 ) -> None:
     """Execute the workbook on a case and write an HTML report.
 
     A notebook that fails is kept and marked in the report, the others still run, and the command exits with 1.
     """
     settings = _settings(set_ or [])
-    from f5lab import workbook
+    if resume is not None and (case or only or out or settings or quick or device != "auto"):
+        raise UsageError("--resume with a case or settings", expected="--resume RUN alone: it goes on as the run began")
+    from f5lab import resuming, workbook
 
     with Progress() as progress:
-        result = workbook.run(
-            case, only=[part for part in only.split(",") if part.strip()], out=out, settings=settings, device=device,
-            quick=quick, cell_timeout_s=cell_timeout, watch=progress.show,
-        )  # fmt: skip
-    typer.echo(str(result.index))
+        if resume is not None:
+            result = resuming.resume(resume, cell_timeout_s=cell_timeout, watch=progress.show)
+        else:
+            result = workbook.run(
+                case, only=[part for part in only.split(",") if part.strip()], out=out, settings=settings, device=device,
+                quick=quick, cell_timeout_s=cell_timeout, watch=progress.show,
+            )  # fmt: skip
+    say_path(result.index)
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
     if result.failed:
@@ -115,11 +125,19 @@ def new(
 
 
 @app.command()
-def inspect(checkpoint: Annotated[Path, typer.Argument(metavar="CKPT")], json_file: JsonFile = None) -> None:
-    """Say what is in a checkpoint: sections, tensors, architecture, and what no shape can show."""
-    from f5lab import anatomy
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT")],
+    stats: Annotated[bool, typer.Option("--stats", help="Read every weight: statistics, what was never trained.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read the whole file: hash, checksums; ask picklescan.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Say what is in a checkpoint, executing nothing: sections, tensors, architecture, and what no shape can show."""
+    if stats:
+        from f5lab import anatomy as reader
+    else:
+        from f5lab import contents as reader
 
-    deliver(anatomy.report(checkpoint), json_file)
+    deliver(reader.report(checkpoint, verify=verify), json_file)
 
 
 @app.command()
@@ -186,10 +204,10 @@ def diagnose(
 
     found = diagnosis.diagnose(the_case, device=device, listen=listen, asr=asr)
     if str(json_file) == "-":
-        sys.stdout.write(found.verdict.model_dump_json(indent=2) + "\n")
+        sys.stdout.write(verdicts.to_json(found.verdict))
     else:
         if json_file is not None:
-            paths.write_text(json_file, found.verdict.model_dump_json(indent=2) + "\n")
+            paths.write_text(json_file, verdicts.to_json(found.verdict))
         typer.echo(verdicts.markdown(found.verdict, found.claims), nl=False)
     if check and any(cause.confidence >= SURE for cause in found.verdict.causes):
         raise typer.Exit(FOUND)
@@ -271,7 +289,7 @@ def plant(
     from f5lab.specs import load_case
 
     healthy = load_case(case or paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml")
-    typer.echo(str(plants.plant([name.strip() for name in fault.split(",")], healthy, out, variant=variant)))
+    say_path(plants.plant([name.strip() for name in fault.split(",")], healthy, out, variant=variant))
 
 
 @specimen.command("build")
@@ -282,7 +300,7 @@ def specimen_build(
     """Train base, vocoder and fine-tune again from the speech. Takes hours on a CPU."""
     from f5lab import specimens
 
-    typer.echo(str(specimens.build(out, paths.data_dir() / "speech" / "ptbr", device=device)))
+    say_path(specimens.build(out, paths.data_dir() / "speech" / "ptbr", device=device))
 
 
 @specimen.command("verify")
@@ -341,12 +359,15 @@ def _interrupt(_signum: int, _frame: Any) -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    line = " ".join(message.split())
+    line = inert.prose(" ".join(message.split()))
     sys.stderr.write(f"f5lab: {line}\n")
     sys.exit(status)
 
 
 def _one_line_hook(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
     """Say an unexpected error in one line; Python then exits with 1."""
-    line = " ".join(f"{kind.__name__}: {error}".split())
-    sys.stderr.write(f"f5lab: {line}; run again with {TRACEBACK} to see where it comes from\n")
+    said = " ".join(f"{kind.__name__}: {error}".split())
+    line = remedies.explain(said)
+    if line == said:
+        line += f"; run again with {TRACEBACK} to see where it comes from"
+    sys.stderr.write(f"f5lab: {inert.prose(line)}\n")

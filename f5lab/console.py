@@ -1,26 +1,30 @@
 """What the command line shows: results for people or as JSON, and the progress of a run."""
 
-import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from f5lab import paths
+from f5lab import inert, paths
 
 if TYPE_CHECKING:
     from f5lab.workbook import Step
 
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON to FILE; - prints it instead.")
-]
+
+def __getattr__(name: str) -> Any:
+    """Return `JsonFile`, the option that every command's result takes; typer is imported for those that parse options."""
+    if name != "JsonFile":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import typer
+
+    option = typer.Option("--json", metavar="FILE", help="Write the result as JSON to FILE; - prints it instead.")
+    return Annotated[Path | None, option]
 
 
 def deliver(report: Mapping[str, Any], json_file: Path | None) -> None:
     """Show a command's result for people and, when asked for, write it as JSON."""
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+    text = inert.json_text(report, default=_plain) + "\n"
     if str(json_file) == "-":
         sys.stdout.write(text)
         return
@@ -29,6 +33,13 @@ def deliver(report: Mapping[str, Any], json_file: Path | None) -> None:
     from rich.console import Console
 
     _show(report, Console(highlight=False))
+
+
+def say_path(path: Path) -> None:
+    """Print a path on stdout: to a program as its bytes are, to a terminal with nothing in it that the terminal obeys."""
+    import typer
+
+    typer.echo(inert.prose(str(path), None) if sys.stdout.isatty() else os.fsencode(path))
 
 
 def _plain(value: Any) -> Any:
@@ -49,11 +60,11 @@ def _show(report: Mapping[str, Any], console: Any, level: int = 0) -> None:
     facts = {k: v for k, v in report.items() if k not in sections}
     width = max((len(str(key)) for key in facts), default=0)
     for key, value in facts.items():
-        label = str(key).replace("_", " ")
+        label = inert.visible(str(key)).replace("_", " ")
         line = Text("  " * level + f"{label:<{width}}  ", "cyan").append(cell_text(value, 400) or "none", "none")
         console.print(line, soft_wrap=True)
     for key, value in sections.items():
-        console.print(Text("\n" + "  " * level + str(key).replace("_", " "), "bold"))
+        console.print(Text("\n" + "  " * level + inert.visible(str(key)).replace("_", " "), "bold"))
         if isinstance(value, Mapping):
             _show(value, console, level + 1)
         elif any(isinstance(item, Mapping) or _is_rows(item) for row in value for item in row.values()):
@@ -79,7 +90,9 @@ def _show_table(rows: Sequence[Mapping[str, Any]], console: Any, limit: int = 60
     grid = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         number = all(isinstance(row.get(column), (int, float, type(None))) for row in rows)
-        grid.add_column(str(column).replace("_", " "), justify="right" if number else "left", overflow="fold")
+        grid.add_column(
+            Text(inert.visible(str(column)).replace("_", " ")), justify="right" if number else "left", overflow="fold"
+        )
     for row in rows[:limit]:
         grid.add_row(*(Text(cell_text(row.get(column), 200)) for column in columns))
     console.print(grid)
@@ -114,7 +127,11 @@ class Progress:
     def show(self, step: "Step") -> None:
         """Move the bar to a step; a notebook that ended gets its line."""
         done = step.position - 1 + (step.cell / step.cells if step.cells else 0)
-        place = f"{step.notebook}  cell {step.cell}/{step.cells}  {step.heading[:40]}" if step.cells else step.notebook
+        place = (
+            f"{step.notebook}  cell {step.cell}/{step.cells}  {inert.visible(step.heading, 40)}"
+            if step.cells
+            else step.notebook
+        )
         self.bar.update(self.task, total=step.notebooks, completed=done, place=place)
         if step.status == "running":
             return
@@ -123,5 +140,8 @@ class Progress:
         from f5lab.provenance import duration_text
 
         sign, style = ("✔", "green") if step.status == "ok" else ("✘", "bold red")
+        if step.kept:
+            sign, style = "=", "dim"
         line = Text(f"{sign} {step.notebook:<30} {duration_text(step.seconds):>12}  {step.findings} findings", style)
-        self.console.print(line.append(f"  {step.error}" if step.error else "", "red"), soft_wrap=True)
+        line.append("  kept from before" if step.kept else "")
+        self.console.print(line.append(f"  {inert.prose(step.error)}" if step.error else "", "red"), soft_wrap=True)

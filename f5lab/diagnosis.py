@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from f5lab import audio_faults, factors, listening, setting_faults, suspects, text_faults, weight_faults
+from f5lab import audio_faults, factors, listening, remedies, setting_faults, suspects, text_faults, weight_faults
 from f5lab.errors import CaseError, LabError
 from f5lab.examinations import Exam, Suspicion, ranked, unknown
 from f5lab.findings import FindingsLog
@@ -108,6 +108,8 @@ def examine(exam: Exam, detectors: Iterable[Detector] | None = None) -> list[Sus
         except LabError as error:
             found += unknown(DETECTORS.get(detector, ()), f"The detector could not run: {error}", str(error))
         except Exception as error:
+            if remedies.is_machine(error):
+                raise
             logger.debug("%s failed", detector.__name__, exc_info=True)
             says = f"{detector.__name__} failed: {type(error).__name__}: {error}"
             found += unknown(DETECTORS.get(detector, ()), says, "a report of this failure")

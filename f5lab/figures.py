@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from f5lab import ema
 from f5lab.anatomy import RowMatch, TensorFacts
 from f5lab.diffs import Comparison, Sums
-from f5lab.plots import PALETTE
+from f5lab.plots import PALETTE, label_text
 
 
 def plot_layer_map(values: Mapping[tuple[str, int | None], float | None], ax: Axes, *, label: str) -> QuadMesh:
@@ -34,7 +34,7 @@ def plot_layer_map(values: Mapping[tuple[str, int | None], float | None], ax: Ax
     ticks = ["-", *map(str, layers)]
     step = max(1, len(ticks) // 16)
     ax.set_xticks(np.arange(len(ticks))[::step] + 0.5, ticks[::step])
-    ax.set_yticks(np.arange(len(names)) + 0.5, names)
+    ax.set_yticks(np.arange(len(names)) + 0.5, [label_text(name, 40) for name in names])
     ax.invert_yaxis()
     ax.set(xlabel="layer (-: none)", ylabel="module")
     ax.figure.colorbar(mesh, ax=ax, label=label)
@@ -50,7 +50,7 @@ def layer_maps(
     figure, axes = plt.subplots(len(panels), 1, figsize=(7.6, height * len(panels)), squeeze=False)
     for ax, (label, pick) in zip(axes.flat, panels, strict=True):
         plot_layer_map({key: pick(sums) for key, sums in layers.items()}, ax, label=label)
-    figure.suptitle(caption, fontsize=8, color="#555")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure
 
 
@@ -64,7 +64,7 @@ def rms_map(facts: Sequence[TensorFacts], *, caption: str = "") -> Figure:
     rms = {key: float(np.log10(np.sqrt(e / n))) if e and n else None for key, (e, n) in energy.items()}
     figure, ax = plt.subplots(figsize=(7.6, 0.28 * len({m for m, _ in rms}) + 1.2))
     plot_layer_map(rms, ax, label="log10 of root mean square")
-    figure.suptitle(caption, fontsize=8, color="#555")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure
 
 
@@ -90,7 +90,7 @@ def ema_schedule(share: ema.BaseShare, *, caption: str = "") -> Figure:
         ax.plot(updates, 100 * share.measured, "o", color=PALETTE[0], label="share measured")
     ax.set(xlabel="optimizer updates since the base", ylabel="base in the EMA (%)", ylim=(-3, 103))
     ax.legend(fontsize=7, loc="best")
-    figure.suptitle(caption, fontsize=8, color="#555")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure
 
 
@@ -104,7 +104,7 @@ def row_norms(norms: Sequence[float], text_dim: int, untouched: Sequence[int] = 
         ax.plot(list(untouched), np.asarray(norms)[list(untouched)], "x", color=PALETTE[1], label="never touched")
     ax.set(xlabel="row (0: filler, i + 1: vocab index i)", ylabel="L2 norm")
     ax.legend(fontsize=7, loc="best")
-    figure.suptitle(caption, fontsize=8, color="#555")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure
 
 
@@ -115,7 +115,7 @@ def row_match(match: RowMatch, *, caption: str = "") -> Figure:
     ax.axline((0, 0), slope=1, color="#999", lw=0.6, ls="--")
     ax.set(xlabel="vocab index, this checkpoint", ylabel="nearest index, base")
     figure.colorbar(points, ax=ax, label="cosine")
-    figure.suptitle(caption, fontsize=8, color="#555")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure
 
 
@@ -123,14 +123,15 @@ def share_by_module(comparison: Comparison, share: ema.BaseShare, *, caption: st
     """Draw the measured share of the base in the EMA by module, with the expected share and all that any path allows."""
     modules = {name: sums.alpha for name, sums in comparison.modules().items() if sums.alpha is not None}
     figure, ax = plt.subplots(figsize=(7.2, 0.26 * len(modules) + 1.2))
-    ax.plot([100 * (1 - a) for a in modules.values()], list(modules), "o", color=PALETTE[0], label="measured")
+    ax.plot([100 * (1 - a) for a in modules.values()], range(len(modules)), "o", color=PALETTE[0], label="measured")
     if share.expected is not None:
         ax.axvspan(100 * share.expected_low, 100 * share.expected_high, color=PALETTE[4], alpha=0.25, label="any path")
         ax.axvline(100 * share.expected, color="black", lw=1, label="expected")
     ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ax.invert_yaxis()
+    ax.set_yticks(range(len(modules)), [label_text(name, 40) for name in modules])
     ax.set(xlabel="base still in the EMA (%)", ylabel="module")
-    figure.suptitle(caption, fontsize=8, color="#555")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure
 
 
@@ -145,10 +146,10 @@ def stage_map(columns: Sequence[str], stages: Sequence[str], values: np.ndarray,
     shown = np.ma.masked_where(values <= 0, np.log10(np.clip(values, 1e-8, 10)))
     mesh = ax.pcolormesh(shown, cmap="viridis", vmin=-6, vmax=0.5, edgecolors="#ddd", linewidth=0.5)
     ax.set_xticks(np.arange(len(stages)) + 0.5, stages, rotation=40, ha="right", fontsize=8)
-    ax.set_yticks(np.arange(len(columns)) + 0.5, columns, fontsize=8)
+    ax.set_yticks(np.arange(len(columns)) + 0.5, [label_text(name) for name in columns], fontsize=8)
     ax.invert_yaxis()
     figure.colorbar(mesh, ax=ax, label="log10 relative L2 difference")
-    figure.suptitle(caption, fontsize=8, color="#555")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure
 
 
@@ -165,9 +166,9 @@ def losses(rows: Mapping[str, tuple[float, float, float]], *, caption: str = "")
         xlabel="loss against the reference (%), paired, 95 % interval",
         ylim=(-0.6, len(rows) - 0.4),
     )
-    ax.set_yticklabels(list(rows), fontsize=8)
+    ax.set_yticklabels([label_text(row) for row in rows], fontsize=8)
     ax.invert_yaxis()
-    figure.suptitle(caption, fontsize=8, color="#555")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure
 
 
@@ -189,5 +190,5 @@ def confusion(rows: Sequence[str], columns: Sequence[str], counts: np.ndarray, *
     ax.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=6.5)
     ax.set(xlabel="named first", ylabel="planted")
     ax.invert_yaxis()
-    figure.suptitle(caption, fontsize=8, color="#555")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure

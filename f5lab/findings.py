@@ -4,7 +4,6 @@ One finding is one line of ``findings.jsonl``. A notebook writes its own file wh
 replaces what it said before; the workbook joins them.
 """
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from f5lab import paths
+from f5lab import inert, paths
 from f5lab.errors import RunError
 
 Outcome = Literal["supported", "refuted", "inconclusive"]
@@ -54,6 +53,17 @@ class Finding(BaseModel):
     n: int | None = Field(default=None, ge=0)
     evidence: list[str] = []
     limitation: str = ""
+
+    @field_validator("question", "claim", "unit", "limitation", mode="before")
+    @classmethod
+    def _readable(cls, text: object) -> object:
+        """Keep what files put into a sentence from hiding, turning or flooding it, wherever it is shown later."""
+        return inert.prose(text) if isinstance(text, str) else text
+
+    @field_validator("evidence", mode="before")
+    @classmethod
+    def _readable_names(cls, names: object) -> object:
+        return [inert.prose(n) if isinstance(n, str) else n for n in names] if isinstance(names, (list, tuple)) else names
 
     @field_validator("value")
     @classmethod
@@ -117,7 +127,7 @@ class FindingsLog:
 
 def dump(findings: Iterable[Finding]) -> str:
     """Return findings as JSON lines, one a line, keys in declared order."""
-    return "".join(json.dumps(f.model_dump(mode="json"), ensure_ascii=False) + "\n" for f in findings)
+    return "".join(inert.json_text(f.model_dump(mode="json"), indent=None) + "\n" for f in findings)
 
 
 def load(path: Path) -> list[Finding]:
@@ -139,4 +149,4 @@ def load(path: Path) -> list[Finding]:
 
 def load_run(run: Path) -> list[Finding]:
     """Read every notebook's findings of a run, in notebook order."""
-    return [finding for path in sorted((run / "findings").glob("*.jsonl")) for finding in load(path)]
+    return [finding for path in sorted((run / "findings").glob("[0-9]*.jsonl")) for finding in load(path)]

@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import nbformat
 
+from f5lab import inert, remedies
 from f5lab.parameters import Notebook, load_node
 
 KERNEL = "python3"
@@ -102,6 +103,7 @@ class _Watch:
         self.on_cell = on_cell
         self.log = log
         self.heading = ""
+        self.exit_status: int | None = None
 
     def begin(self, index: int, cell: nbformat.NotebookNode) -> None:
         self.index = index
@@ -116,18 +118,30 @@ class _Watch:
 
 
 def _register_engine() -> None:
+    from nbclient.exceptions import DeadKernelError
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import Engine, papermill_engines
     from traitlets.config import Config
+
+    class Client(PapermillNotebookClient):
+        """papermill's client, which also keeps how a kernel ended."""
+
+        def papermill_execute_cells(self) -> None:
+            try:
+                super().papermill_execute_cells()
+            except DeadKernelError:
+                process = getattr(self.km.provisioner, "process", None)
+                self.nb_man.watch.exit_status = process.poll() if process is not None else None
+                raise
 
     class WatchedEngine(Engine):
         """papermill's own way of running cells, watched, with the kernel's stderr kept."""
 
         @classmethod
         def execute_managed_notebook(
-            cls, nb_man: Any, kernel_name: str, *, watch: _Watch, cell_timeout_s: int, **_: Any
+            cls, nb_man: Any, kernel_name: str, *, watch: _Watch, cell_timeout_s: int, held: Sequence[int], **_: Any
         ) -> None:
-            watch.node = nb_man.nb
+            watch.node, nb_man.watch = nb_man.nb, watch
             start = nb_man.cell_start
 
             def cell_start(cell: nbformat.NotebookNode, cell_index: int, **more: Any) -> None:
@@ -135,12 +149,12 @@ def _register_engine() -> None:
                 start(cell, cell_index, **more)
 
             nb_man.cell_start = cell_start
-            client = PapermillNotebookClient(
+            client = Client(
                 nb_man, kernel_name=kernel_name, timeout=cell_timeout_s, startup_timeout=START_TIMEOUT_S,
                 iopub_timeout=SILENCE_TIMEOUT_S, config=Config({"KernelManager": {"transport_encryption": "auto"}}),
             )  # fmt: skip
             with watch.log.open("wb") as log:
-                client.execute(stdout=log, stderr=log)
+                client.execute(stdout=log, stderr=log, **({"pass_fds": tuple(held)} if held else {}))
 
     papermill_engines.register(_ENGINE, WatchedEngine)
 
@@ -152,6 +166,7 @@ def execute(
     scratch: Path,
     cell_timeout_s: int = CELL_TIMEOUT_S,
     on_cell: Callable[[int, int, str], None] = lambda index, cells, heading: None,
+    held: Sequence[int] = (),
 ) -> Executed:
     """Execute one notebook in its own folder, in a fresh kernel. Nothing is written but what its cells write.
 
@@ -166,6 +181,8 @@ def execute(
         Seconds a single cell may take.
     on_cell : callable
         Told cell number (from 1), number of cells and the heading above it, as each begins.
+    held : sequence of int
+        Open files that the kernel keeps open as long as it lives: a lock is then held until the last of both ends.
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -174,27 +191,29 @@ def execute(
     _register_engine()
     watch = _Watch(on_cell, scratch / f"{notebook.name}.log")
     error, interrupted = "", False
+    kills = remedies.count_memory_kills()
     begun = time.monotonic()
     try:
         papermill.execute_notebook(
             str(notebook.path), None, parameters=dict(values), engine_name=_ENGINE, kernel_name=KERNEL,
             cwd=str(notebook.path.parent), progress_bar=False, log_output=False, request_save_on_cell_execute=False,
-            autosave_cell_every=0, watch=watch, cell_timeout_s=cell_timeout_s,
+            autosave_cell_every=0, watch=watch, cell_timeout_s=cell_timeout_s, held=held,
         )  # fmt: skip
     except PapermillExecutionError as failure:
-        error = one_line(f"{failure.ename}: {failure.evalue}" if failure.evalue else failure.ename)
+        error = f"{failure.ename}: {failure.evalue}" if failure.evalue else failure.ename
     except DeadKernelError:
-        error = one_line(f"the kernel died. {watch.last_words()}".strip())
+        why = remedies.explain_death(watch.exit_status, kills, remedies.count_memory_kills())
+        error = f"{why}. {watch.last_words()}".strip()
     except CellTimeoutError:
         error = f"the cell did not end within {cell_timeout_s} s"
     except RuntimeError as failure:  # the kernel never answered
-        error = one_line(f"no kernel: {failure} {watch.last_words()}".strip())
+        error = f"no kernel: {failure} {watch.last_words()}".strip()
     except KeyboardInterrupt:
         error, interrupted = INTERRUPTED, True
     node = watch.node or load_node(notebook.path)
     seconds = time.monotonic() - begun
     _tidy(node, notebook)
-    error = error or _incomplete(node)
+    error = one_line(remedies.explain(error or _incomplete(node)))
     if error:
         _mark(node, watch.index, error)
     return Executed(node, error, seconds, interrupted)
@@ -202,7 +221,7 @@ def execute(
 
 def one_line(text: str) -> str:
     """Return `text` without colours and line breaks, clipped."""
-    line = " ".join(_ANSI.sub("", text).split())
+    line = inert.prose(" ".join(_ANSI.sub("", text).split()), None)
     return line if len(line) <= ERROR_CHARACTERS else line[: ERROR_CHARACTERS - 1] + "…"
 
 

@@ -14,13 +14,13 @@ from importlib.metadata import version
 
 import numpy as np
 
-from f5lab import batches, factors, oracles
+from f5lab import batches, caches, factors, oracles
 from f5lab.audio import Wave
 from f5lab.batches import Pair
 from f5lab.errors import LabError, ModelError
 from f5lab.examinations import Exam, Suspicion, ranked, span
 from f5lab.oracles import Scored
-from f5lab.paths import atomic_path, cache_dir, sha256_file
+from f5lab.paths import sha256_file
 from f5lab.samplers import Sample, Studio
 from f5lab.specs import Prompt, Recipe
 from f5lab.statistics import Estimate, paired_difference
@@ -135,17 +135,17 @@ class Booth:
         return list(kept.values())
 
     def _kept(self, recipe: Recipe, prompt: Prompt, seed: int) -> Sample | None:
-        path = cache_dir("clips") / f"{self._key(recipe, prompt, seed)}.npz"
-        if not path.is_file():
+        stored = caches.read("clips", self._key(recipe, prompt, seed))
+        if stored is None:
             return None
-        stored = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        wave = Wave(stored["wave"], int(stored["rate"]))
-        return Sample(wave, stored["mel"], prompt.gen_text, prompt.id, recipe.name, seed, 0.0)
+        clip = np.load(io.BytesIO(stored), allow_pickle=False)
+        wave = Wave(clip["wave"], int(clip["rate"]))
+        return Sample(wave, clip["mel"], prompt.gen_text, prompt.id, recipe.name, seed, 0.0)
 
     def _keep(self, recipe: Recipe, prompt: Prompt, seed: int, sample: Sample) -> None:
-        path = cache_dir("clips") / f"{self._key(recipe, prompt, seed)}.npz"
-        with atomic_path(path) as temporary, temporary.open("wb") as f:
-            np.savez(f, wave=sample.wave.samples, rate=sample.wave.rate_hz, mel=sample.mel)
+        buffer = io.BytesIO()
+        np.savez(buffer, wave=sample.wave.samples, rate=sample.wave.rate_hz, mel=sample.mel)
+        caches.write("clips", self._key(recipe, prompt, seed), buffer.getvalue())
 
     def _key(self, recipe: Recipe, prompt: Prompt, seed: int) -> str:
         """Return a digest of everything that the clip depends on: settings and the content of every file."""

@@ -11,6 +11,8 @@ from nbconvert.filters import ansi2html
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
+from f5lab.inert import prose, spell_hidden
+
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
 )
@@ -46,6 +48,7 @@ _DATA = {
     "audio": re.compile(r"data:audio/[a-z0-9.+-]+[;,]"),
     "source": re.compile(r"data:audio/[a-z0-9.+-]+[;,]"),
 }
+_COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 _LINK = re.compile(r"(#|https://|http://|mailto:)", re.IGNORECASE)
 _NOTEBOOK = re.compile(r"^(?:\./)?(\d\d_[a-z0-9_]+)\.(?:ipynb|html)(#[\w.-]*)?$")
 
@@ -74,12 +77,12 @@ _CLEANER = nh3.Cleaner(
 
 
 def clean(source: str) -> Markup:
-    """Return HTML with everything removed that runs, loads from elsewhere or lays itself over the page.
+    """Return HTML with everything removed that runs, loads from elsewhere, lays itself over the page or turns its text.
 
     Audio and images stay when they are embedded (``data:``); links to other notebooks lead to their report; tables
     get a box that scrolls.
     """
-    safe = _CLEANER.clean(encodable(source))
+    safe = spell_hidden(_CLEANER.clean(encodable(source)), keep="\n\t\r")
     safe = safe.replace("<table", '<div class="scroll" tabindex="0"><table').replace("</table>", "</table></div>")
     return Markup(safe)
 
@@ -95,7 +98,8 @@ def plain(text: str) -> Markup:
     lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
     text = "\n".join(lines).strip("\n")
     rest = len(text) - TEXT_CHARACTERS
-    shown = ansi2html(text[:TEXT_CHARACTERS])
+    pieces = _COLOUR.split(text[:TEXT_CHARACTERS])
+    shown = ansi2html("".join(p if i % 2 else spell_hidden(p, keep="\n\t") for i, p in enumerate(pieces)))
     note = f'<p class="note">{rest:,} more characters are in the notebook.</p>' if rest > 0 else ""
     return Markup(f"<pre>{clean_spans(shown)}</pre>{note}")
 
@@ -129,7 +133,7 @@ def output(node: NotebookNode) -> Markup:
     for kind in ("text/latex", "text/plain"):
         if kind in data:
             return plain(_text(data[kind]))
-    return Markup('<p class="note">Output of type {} is not shown.</p>').format(", ".join(sorted(data)) or "unknown")
+    return Markup('<p class="note">Output of type {} is not shown.</p>').format(prose(", ".join(sorted(data)), 200) or "unknown")
 
 
 def has_widget(cell: NotebookNode) -> bool:
@@ -147,7 +151,7 @@ def _image(kind: str, data: Any, metadata: Any, alternative: str) -> Markup:
         content = base64.b64encode(content.encode()).decode()
     size = metadata.get(kind, {}) if isinstance(metadata, dict) else {}
     width = f' width="{int(size["width"])}"' if str(size.get("width", "")).isdigit() else ""
-    label = "figure" if alternative.startswith("<") or not alternative else alternative[:200]
+    label = "figure" if alternative.startswith("<") or not alternative else prose(alternative, 200)
     source = "".join(content.split())
     if not re.fullmatch(r"[A-Za-z0-9+/=]*", source):
         return Markup('<p class="note">An image that could not be read.</p>')
@@ -167,7 +171,7 @@ def _stream(node: NotebookNode) -> Markup:
 
 
 def _error(node: NotebookNode) -> Markup:
-    head = Markup('<p class="what"><strong>{}</strong> {}</p>').format(node.ename, node.evalue[:2000])
+    head = Markup('<p class="what"><strong>{}</strong> {}</p>').format(prose(node.ename, 200), prose(node.evalue))
     trace = "\n".join(node.get("traceback", []))
     body = Markup("<details><summary>traceback</summary>{}</details>").format(plain(trace)) if trace else ""
     return Markup('<div class="error" role="alert">{}{}</div>').format(head, body)

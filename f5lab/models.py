@@ -18,10 +18,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from f5lab import remedies
 from f5lab.audio import Wave
 from f5lab.errors import ModelError, VocabError
 from f5lab.paths import existing_file
 from f5lab.specs import Backbone, FrontEnd, MelType, Precision, Vocoder, Weights
+from f5lab.vocoder_folders import check_vocoder_folder
+from f5lab.weights_files import open_weights_file
 
 MEL = {"n_fft": 1024, "hop_length": 256, "win_length": 1024, "n_mel_channels": 100, "target_sample_rate": 24000}
 """Upstream's constants, hard-coded in ``infer/utils_infer.py`` whatever a training config says."""
@@ -44,7 +47,7 @@ def upstream() -> SimpleNamespace:
         import matplotlib.pyplot as plt
 
         plt.switch_backend(backend)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _pipeline_later():
         warnings.simplefilter("ignore")
         import vocos
         from f5_tts.infer import utils_infer
@@ -66,6 +69,27 @@ def upstream() -> SimpleNamespace:
         preprocess_ref_audio_text=utils_infer.preprocess_ref_audio_text,
         vocos=vocos, Vocos=vocos.Vocos,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _pipeline_later() -> Iterator[None]:
+    """Let ``from transformers import pipeline`` load nothing: upstream wants it for its own recogniser, which f5lab never calls,
+    and it takes nearly half of the whole import."""
+    import transformers
+
+    def pipeline(*arguments: Any, **options: Any) -> Any:
+        from transformers.pipelines import pipeline as stock
+
+        return stock(*arguments, **options)
+
+    there = "pipeline" in vars(transformers)
+    if not there:
+        transformers.pipeline = pipeline  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if not there:
+            del transformers.pipeline  # type: ignore[attr-defined]
 
 
 def pick_device(device: str = "auto") -> str:
@@ -232,6 +256,7 @@ def load_weights(
         The file lacks the section, or names and shapes do not fit the model; every offending tensor is listed.
     """
     existing_file(checkpoint, ModelError, "checkpoint")
+    open_weights_file(checkpoint)  # upstream's torch.load(weights_only=True) sees no file that this refuses
     try:
         with quiet():
             model = upstream().load_checkpoint(
@@ -243,6 +268,8 @@ def load_weights(
             next_step="look at `f5lab inspect` and choose weights: ema or raw",
         ) from error  # fmt: skip
     except RuntimeError as error:
+        if remedies.is_machine(error):
+            raise
         lines = [line.strip().rstrip(".") for line in str(error).splitlines()[1:] if line.strip()]
         raise ModelError(
             f"{checkpoint} does not fit the model", offenders=[line[:200] for line in lines] or [str(error)[:200]],
@@ -257,17 +284,18 @@ def load_vocoder(vocoder: Vocoder, device: str = "cpu") -> torch.nn.Module:
     Raises
     ------
     ModelError
-        The folder lacks a file, or the download is impossible.
+        The folder lacks a file or its configuration names other than vocos' classes, or the download is impossible.
+    CheckpointError
+        The weights are refused.
     """
     if vocoder.path is not None and vocoder.name == "vocos":
-        for name in ("config.yaml", "pytorch_model.bin"):
-            existing_file(
-                vocoder.path / name, ModelError, "vocoder file", "pass a folder as charactr/vocos-mel-24khz has it"
-            )
+        check_vocoder_folder(vocoder.path)
     try:
         with quiet():
             return upstream().load_vocoder(vocoder.name, vocoder.path is not None, str(vocoder.path or ""), device)
     except (OSError, RuntimeError, ImportError, UnboundLocalError) as error:
+        if remedies.is_machine(error) and vocoder.path is not None:
+            raise
         raise ModelError(
             f"vocoder {vocoder.name} ({vocoder.path or 'download'}) could not be loaded ({str(error).splitlines()[0][:200]})",
             next_step="give vocoder.path a folder that holds it",

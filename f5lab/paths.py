@@ -1,16 +1,18 @@
 """Where things are, and writing files so that a half-written one is never seen."""
 
+import errno
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from f5lab.errors import LabError, RunError
 
 CHUNK_BYTES = 1 << 20
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 def project_root() -> Path:
@@ -68,18 +70,61 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; it replaces `target` only when the block ends without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+def atomic_path(target: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; it replaces `target` only when the block ends without an error.
+
+    Parameters
+    ----------
+    durable : bool
+        Wait until the bytes are on the disk before the name points at them, so that a power cut leaves no empty file.
+
+    Raises
+    ------
+    RunError
+        The disk is full or read-only, or the folder can not be written; `target` is as it was.
+    """
+    temporary = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem[:100]}-", suffix=target.suffix, dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(0o644)
+        if durable:
+            _flush(temporary)
         os.replace(temporary, target)
+        if durable:
+            _flush_folder(target.parent)
+    except OSError as error:
+        if error.errno in _NO_ROOM or temporary is None:
+            raise _unwritable(target, error) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _unwritable(target: Path, error: OSError) -> RunError:
+    step = "make room there, or choose another folder" if error.errno in _NO_ROOM else "choose another folder"
+    return RunError(f"cannot write {target} ({error.strerror})", next_step=step)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as f:
+        os.fsync(f.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Ask for a folder's names to reach the disk, where the system can be asked."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no such call
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -134,6 +179,14 @@ def new_folder(out: Path, error: type[LabError]) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
+        for file in temporary.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                _flush(file)
         os.replace(temporary, out)
+        _flush_folder(out.parent)
+    except OSError as problem:
+        if problem.errno in _NO_ROOM:
+            raise _unwritable(out, problem) from problem
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,6 +10,7 @@ import torch
 
 from f5lab.audio import Wave, load_wave, resample, save_flac
 from f5lab.errors import FaultError
+from f5lab.mappings import load_tensors
 from f5lab.models import SHORT_BYTES
 from f5lab.paths import atomic_path, existing_file
 from f5lab.planting import Bench
@@ -37,7 +38,7 @@ def vocoder_wrong(bench: Bench) -> None:
     if folder is None or bench.case.vocoder.name != "vocos":
         raise bench.refuse("it names no local vocos folder", "give vocoder.path")
     weights = existing_file(folder / "pytorch_model.bin", FaultError, "vocoder weights")
-    state, generator = torch.load(weights, weights_only=True, map_location="cpu"), bench.generator()
+    state, generator = load_tensors(weights, "vocoder weights"), bench.generator()
     for name, tensor in state.items():
         if bench.variant == 2 and name.startswith("head.out."):
             order = torch.randperm(len(tensor), generator=torch.Generator().manual_seed(2))

@@ -6,11 +6,10 @@ import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from f5lab import paths
+from f5lab import caches, paths
 
 PACKAGES = (
     "f5lab", "f5-tts", "torch", "torchaudio", "torchcodec", "vocos", "ema-pytorch", "openai-whisper", "resemblyzer",
@@ -57,21 +56,36 @@ def fingerprint(path: Path) -> Fingerprint:
     return Fingerprint(hashlib.sha256(listing.encode()).hexdigest(), size, len(files))
 
 
-def _digest(path: Path) -> str:
+def sha256(path: Path, *, compute: bool = True) -> str | None:
+    """Return a file's digest; with `compute` off, None where that would mean to read more than 64 MiB."""
+    path = Path(path).resolve()
+    if compute or path.stat().st_size < REMEMBER_BYTES:
+        return _digest(path)
+    remembered = caches.read("sha256", _identity(path))
+    return remembered.decode("ascii") if remembered is not None else None
+
+
+def _identity(path: Path) -> str:
+    """Return what changes whenever a file's content does, short of reading it."""
     facts = path.stat()
-    if facts.st_size < REMEMBER_BYTES:
+    return f"{path}|{facts.st_size}|{facts.st_ino}|{facts.st_mtime_ns}|{facts.st_ctime_ns}"
+
+
+def _digest(path: Path) -> str:
+    if path.stat().st_size < REMEMBER_BYTES:
         return paths.sha256_file(path)
-    key = f"{path}|{facts.st_size}|{facts.st_ino}|{facts.st_mtime_ns}|{facts.st_ctime_ns}"
-    memory = paths.cache_dir("sha256") / hashlib.sha256(key.encode()).hexdigest()
-    if memory.is_file() and len(remembered := memory.read_text(encoding="utf-8").strip()) == 64:
-        return remembered
+    key = _identity(path)
+    if (remembered := caches.read("sha256", key)) is not None:
+        return remembered.decode("ascii")
     digest = paths.sha256_file(path)
-    paths.write_text(memory, digest + "\n")
+    caches.write("sha256", key, digest.encode("ascii"))
     return digest
 
 
 def versions() -> dict[str, str | None]:
     """Return Python's version and that of each package that can change a figure; ``None`` where it is missing."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -79,6 +93,14 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[name] = None
     return found
+
+
+def code_digest() -> str:
+    """Return the SHA-256 of f5lab's own source: modules and templates, by name and content."""
+    package = Path(__file__).parent
+    files = sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    lines = (f"{paths.sha256_file(path)}  {path.relative_to(package).as_posix()}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def hardware() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -21,6 +22,7 @@ from pygments.lexers import PythonLexer
 
 from f5lab import markup, tables, verdicts
 from f5lab.findings import Finding
+from f5lab.inert import spell_hidden
 from f5lab.provenance import duration_text, size_text
 from f5lab.verdicts import Verdict
 
@@ -28,6 +30,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 VERDICTS = ("supported", "refuted", "inconclusive")
 BEFORE, AFTER = "audio/06-repair-01.flac", "audio/06-repair-02.flac"
 """Where notebook 06 leaves the first prompt as inference speaks it, and repaired."""
+SETTINGS_CHARACTERS = 5000
+MOST_NAME_CHARACTERS = 200
+"""No file of a run has a longer path in it; the system refuses to look up one much longer."""
 _FIGURE = re.compile(r"^fig(?:ure)?\.?\s*(\d+)$", re.IGNORECASE)
 
 
@@ -42,7 +47,13 @@ class _ReportExporter(TemplateExporter):
         environment = super()._create_environment()
         environment.autoescape = True
         environment.undefined = StrictUndefined
+        environment.finalize = _shown
         return environment
+
+
+def _shown(value: Any) -> Any:
+    """Write out what a reader can not see in every string that a template prints; our own HTML stays."""
+    return spell_hidden(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache
@@ -132,7 +143,7 @@ def index_page(folder: Path, record: Mapping[str, Any], findings: Sequence[Findi
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
     environment.filters |= {"shown": _shown_text, "duration": duration_text, "size": size_text, "moment": _moment}
     entries = {entry["number"]: entry for entry in record["notebooks"]}
@@ -161,7 +172,7 @@ def _verdict_view(verdict: Verdict, rows: Sequence[Mapping[str, Any]], folder: P
     return {
         "headline": verdict.headline,
         "causes": [
-            {"cause": cause, "settings": yaml.safe_dump(cause.fix.settings, sort_keys=False) if cause.fix.settings else "",
+            {"cause": cause, "settings": yaml.safe_dump(cause.fix.settings, sort_keys=False)[:SETTINGS_CHARACTERS] if cause.fix.settings else "",
              "claims": [(name, claims.get(name, ""), by_id.get(name, {}).get("page")) for name in cause.evidence]}
             for cause in verdict.causes
         ],
@@ -194,8 +205,8 @@ def _finding_row(
 def _evidence_link(name: str, folder: Path, page: str | None, ids: set[str]) -> str | None:
     """Return where a piece of evidence is: a file of the run, a cell of the notebook, or one of its figures."""
     target = (folder / name).resolve()
-    if name and target.is_relative_to(folder.resolve()) and target.is_file():
-        return target.relative_to(folder.resolve()).as_posix()
+    if name and len(name) <= MOST_NAME_CHARACTERS and target.is_relative_to(folder.resolve()) and target.is_file():
+        return quote(target.relative_to(folder.resolve()).as_posix().encode("utf-8", "surrogateescape"))
     if page is None:
         return None
     key = name.removeprefix("cell:").removeprefix("#").strip()

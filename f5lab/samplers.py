@@ -211,12 +211,12 @@ class Studio:
     def _infer(self, recipe: Recipe, prompt: Prompt, seed: int, model: Any = None) -> tuple[Wave, np.ndarray, str]:
         """Call upstream's ``preprocess_ref_audio_text`` and ``infer_process``; `model` stands in for the recipe's."""
         audio, text = inference_prompt(prompt)
-        own = self.model(recipe) if model is None else None
-        with spoken_front_end(recipe.front_end):
+        own, vocoder = (self.model(recipe) if model is None else None), self.vocoder(recipe)
+        with spoken_front_end(recipe.front_end):  # whatever is built draws random numbers: before the seed is set
             torch.manual_seed(seed)
             try:
                 samples, rate, spectrogram = run_inference(
-                    recipe, audio, text, prompt, own or model, self.vocoder(recipe), self.device
+                    recipe, audio, text, prompt, own or model, vocoder, self.device
                 )
             finally:
                 if own is not None:

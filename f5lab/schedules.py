@@ -6,10 +6,11 @@ everything about it is in the saved state, so the rate of every past and coming 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 DEAD_SHARE = 1e-3
 """Below this share of the peak rate an update changes nothing that fp32 training would notice."""
@@ -41,8 +42,10 @@ class Schedule:
     position: int
     last_lr: float
 
-    def rates(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+    def rates(self, steps: "NDArray[np.int64]") -> "NDArray[np.float64]":
         """Return the learning rate of the update that begins at each scheduler position, shape=(len(steps),)."""
+        import numpy as np
+
         steps = np.asarray(steps, dtype=np.float64)
         up = np.clip(steps / self.warmup, 0, 1) if self.warmup else np.ones_like(steps)
         down = np.clip((steps - self.warmup) / self.decay, 0, 1) if self.decay > 0 else np.zeros_like(steps)
@@ -50,8 +53,10 @@ class Schedule:
         falling = 1 + (self.end_factor - 1) * down
         return self.peak * np.where(steps < self.warmup, rising, falling)
 
-    def update_rates(self, update: int) -> NDArray[np.float64]:
+    def update_rates(self, update: int) -> "NDArray[np.float64]":
         """Return the learning rate of updates 1 to `update`, shape=(update,), however many processes there were."""
+        import numpy as np
+
         per_update = self.position / update if update else 1.0
         return self.rates(np.floor(np.arange(update) * max(per_update, 0.0)).astype(np.int64))
 

@@ -2,7 +2,7 @@
 
 import yaml
 
-from f5lab import factors, models
+from f5lab import factors, models, remedies
 from f5lab.errors import CheckpointError, ModelError
 from f5lab.examinations import Exam, Suspicion, cause, refuted, unknown
 from f5lab.probes import Hypothesis
@@ -119,7 +119,9 @@ def _runs_finite(exam: Exam, recipe: Recipe) -> bool | None:
         exam.probe.loss(Hypothesis(recipe))
     except ModelError as error:
         return False if "not finite" in str(error) else None
-    except RuntimeError:
+    except RuntimeError as error:
+        if remedies.is_machine(error):
+            raise
         return None
     return True
 

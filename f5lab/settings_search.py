@@ -265,7 +265,7 @@ def moved_vocab(vocab: Path, offset: int) -> Path:
 def _kept_vocab(symbols: Sequence[str]) -> Path:
     text = "".join(f"{symbol}\n" for symbol in symbols)
     path = cache_dir("vocabs") / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         write_text(path, text)
     return path
 

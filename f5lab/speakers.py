@@ -10,6 +10,7 @@ import torch
 
 from f5lab.audio import Wave, resample
 from f5lab.errors import ModelError
+from f5lab.mappings import load_tensors
 
 RATE_HZ = 16000
 MIN_SECONDS = 0.5
@@ -30,7 +31,7 @@ def _encoder() -> torch.nn.Module:
     encoder.linear = torch.nn.Linear(256, 256)
     encoder.relu = torch.nn.ReLU()
     encoder.device = torch.device("cpu")
-    state = torch.load(weights, map_location="cpu", weights_only=True)["model_state"]
+    state = load_tensors(weights)["model_state"]
     encoder.load_state_dict(state, strict=False)
     return encoder.eval()
 

@@ -14,6 +14,7 @@ from f5lab import curricula, models, vocoders
 from f5lab.curricula import Clip, Stage
 from f5lab.errors import SpecimenError
 from f5lab.finetuning import ARCH, MALE, FinetunePlan, finetune
+from f5lab.mappings import load_tensors
 from f5lab.paths import atomic_path, existing_file, sha256_file, write_text
 from f5lab.vocoders import VocoderPlan
 
@@ -71,7 +72,7 @@ def write_vocab(clips: Sequence[Clip], path: Path) -> Path:
 
 def load_start(model: torch.nn.Module, weights: Path) -> None:
     """Load a raw state dict (``model_state_dict``, any float type) into `model`."""
-    saved = torch.load(existing_file(weights, SpecimenError, "weights"), weights_only=True, map_location="cpu")
+    saved = load_tensors(existing_file(weights, SpecimenError, "weights"))
     model.load_state_dict({k: v.float() for k, v in saved["model_state_dict"].items()})
 
 

@@ -12,26 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from f5lab.errors import CaseError
 from f5lab.paths import existing_file
+from f5lab.presets import PRESETS, Backbone
+
+MOST_YAML_BYTES = 4 << 20
 
 Weights = Literal["ema", "raw"]
 FrontEnd = Literal["raw", "pinyin", "byte"]
 MelType = Literal["vocos", "bigvgan"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
-Backbone = Literal["DiT", "UNetT", "MMDiT"]
-
-_V0 = {"text_mask_padding": False, "pe_attn_head": 1}
-_BASE = {"dim": 1024, "depth": 22, "heads": 16, "ff_mult": 2, "text_dim": 512, "conv_layers": 4}
-_SMALL = {"dim": 768, "depth": 18, "heads": 12, "ff_mult": 2, "text_dim": 512, "conv_layers": 4}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "F5TTS_Base": {"backbone": "DiT", **_BASE, **_V0},
-    "F5TTS_v1_Base": {"backbone": "DiT", **_BASE, "text_mask_padding": True, "pe_attn_head": None},
-    "F5TTS_Small": {"backbone": "DiT", **_SMALL, **_V0},
-    "F5TTS_v1_Small": {"backbone": "DiT", **_SMALL, "text_mask_padding": True, "pe_attn_head": None},
-    "E2TTS_Base": {"backbone": "UNetT", "dim": 1024, "depth": 24, "heads": 16, "ff_mult": 4, **_V0},
-    "E2TTS_Small": {"backbone": "UNetT", "dim": 768, "depth": 20, "heads": 12, "ff_mult": 4, **_V0},
-}
-"""Upstream's published architectures: ``configs/*.yaml``, ``model.arch`` (a test compares them with the wheel)."""
 
 
 class _Spec(BaseModel):
@@ -235,10 +223,12 @@ class Recipe(_Spec):
 
 def _read_yaml(path: Path, what: str) -> dict[str, Any]:
     existing_file(path, CaseError, what)
+    if path.stat().st_size > MOST_YAML_BYTES:
+        raise CaseError(f"{what} {path} has {path.stat().st_size:,} bytes", expected=f"at most {MOST_YAML_BYTES:,}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, impossible dates and numbers
+        reason = " ".join(str(error).split())[:300]
         raise CaseError(f"{what} {path} is not YAML in UTF-8 ({reason})") from error
     if not isinstance(data, dict):
         raise CaseError(f"{what} {path} holds {type(data).__name__}", expected="a mapping of keys to values")
@@ -281,7 +271,11 @@ def load_case(path: str | Path) -> Case:
     path = Path(path).expanduser().resolve()
     data = _read_yaml(path, "case file")
     try:
-        case = Case.model_validate({"name": path.parent.name, **_resolved(data, Case, path.parent), "path": path})
+        resolved = _resolved(data, Case, path.parent)
+    except (ValueError, RuntimeError, OSError) as error:  # a NUL, a ring of links, a name without end
+        raise CaseError(f"{path} names a path that no file can have ({error})", next_step="correct the paths") from error
+    try:
+        case = Case.model_validate({"name": path.parent.name, **resolved, "path": path})
     except ValidationError as error:
         raise CaseError(
             f"{path} is not a valid case",

@@ -2,24 +2,20 @@
 
 import html
 import math
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from f5lab.findings import Finding
-from f5lab.provenance import fingerprint, size_text, versions
-from f5lab.specs import Case
+from f5lab.inert import CLIP_CHARACTERS, visible
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-CLIP_CHARACTERS = 160
+    from f5lab.findings import Finding
+    from f5lab.specs import Case
+
 SHOWN_ROWS = 500
 SIGNS = {"supported": "✔", "refuted": "✘", "inconclusive": "?"}
 """A shape for each verdict, so that none is told by colour alone."""
-
-_SHOWN = {"\n": "↵", "\t": "⇥", "\r": "␍", "\0": "␀", "\x1b": "␛", "\ufeff": "⟨BOM⟩", "\xa0": "⟨NBSP⟩"}
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 class Html:
@@ -34,33 +30,6 @@ class Html:
 
     def __repr__(self) -> str:
         return self.text
-
-
-def visible(text: str, clip: int | None = CLIP_CHARACTERS) -> str:
-    """Return `text` with characters that a reader can not see written out, and no longer than `clip` characters.
-
-    Parameters
-    ----------
-    text : str
-    clip : int, optional
-        Characters of `text` kept; the number left out is stated. ``None``: all.
-
-    Examples
-    --------
-    >>> visible("a\\u202eb"), visible("tab\\t"), visible("abcdef", clip=3), visible(" ")
-    ('a⟨U+202E⟩b', 'tab⇥', 'abc… (+3)', '␠')
-    """
-    rest = max(0, len(text) - clip) if clip is not None else 0
-    kept = text[: len(text) - rest]
-    if kept and not kept.strip(" "):
-        return "␠" * len(kept)
-    shown = "".join(_SHOWN.get(c) or (f"⟨U+{ord(c):04X}⟩" if _is_hidden(c) else c) for c in kept)
-    return shown + (f"… (+{rest})" if rest else "")
-
-
-def _is_hidden(character: str) -> bool:
-    category = unicodedata.category(character)
-    return category in _HIDDEN or (category == "Zs" and character != " ")
 
 
 def cell_text(value: Any, clip: int | None = CLIP_CHARACTERS) -> str:
@@ -148,7 +117,7 @@ def badge(verdict: str) -> Html:
     return Html(f'<span class="badge {word}">{SIGNS.get(verdict, "·")} {word}</span>', verdict)
 
 
-def show_findings(findings: Iterable[Finding]) -> Html:
+def show_findings(findings: "Iterable[Finding]") -> Html:
     """Return findings as a table: verdict, claim, value with interval and n, evidence, limitation."""
     rows = [
         {
@@ -164,7 +133,7 @@ def show_findings(findings: Iterable[Finding]) -> Html:
     return table(rows, caption="Findings of this notebook", clip=600)
 
 
-def provenance(case: Case, **facts: Any) -> Html:
+def provenance(case: "Case", **facts: Any) -> Html:
     """Return what a notebook's results rest on: case, checkpoint, versions and whatever else is given.
 
     Parameters
@@ -173,12 +142,14 @@ def provenance(case: Case, **facts: Any) -> Html:
     **facts
         Device, seeds and other facts to add, one row each.
     """
+    from f5lab.provenance import fingerprint, size_text, versions
+
     rows: list[dict[str, Any]] = [{"what": "case", "value": f"{case.name} ({case.language})"}]
     named = [("checkpoint", case.checkpoint), ("base", case.base), ("vocab", case.training_vocab)]
     for label, path in named:
         if path is not None:
             mark = fingerprint(path)
-            text = f"{path.parent.name}/{path.name}, {size_text(mark.size)}, sha256 {mark.sha256[:16]}…"
+            text = f"{visible(path.parent.name, 60)}/{visible(path.name, 60)}, {size_text(mark.size)}, sha256 {mark.sha256[:16]}…"
             rows.append({"what": label, "value": text})
     known = versions()
     shown = ("python", "f5lab", "f5-tts", "torch", "openai-whisper", "vocos")

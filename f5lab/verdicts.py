@@ -1,14 +1,17 @@
 """The verdict: ranked causes, refuted suspects, what is not known, and the fix. What ``verdict.json`` holds."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from f5lab.errors import RunError
+from f5lab.inert import escape_json, markdown_code, markdown_text, prose
 from f5lab.paths import existing_file, write_text
 
 FILE = "verdict.json"
+Sentence = Annotated[str, BeforeValidator(lambda text: prose(text) if isinstance(text, str) else text)]
+"""Text that may quote a file: one line in which everything can be seen."""
 
 
 class _Part(BaseModel):
@@ -47,7 +50,7 @@ class Effect(_Part):
 class Fix(_Part):
     """What to change: a sentence, and the settings of the case file's ``inference:`` block (or of the file named)."""
 
-    summary: str
+    summary: Sentence
     settings: dict[str, Any] = {}
 
 
@@ -79,7 +82,7 @@ class Unknown(_Part):
     """A suspect that could not be judged, and what would settle it."""
 
     id: str
-    needs: str
+    needs: Sentence
 
 
 class Verdict(_Part):
@@ -106,10 +109,15 @@ class Verdict(_Part):
         return " ".join(parts)
 
 
+def to_json(verdict: Verdict) -> str:
+    """Return what ``verdict.json`` holds."""
+    return escape_json(verdict.model_dump_json(indent=2)) + "\n"
+
+
 def save(verdict: Verdict, folder: str | Path) -> Path:
     """Write ``verdict.json`` into a folder."""
     folder = Path(folder)
-    write_text(folder / FILE, verdict.model_dump_json(indent=2) + "\n")
+    write_text(folder / FILE, to_json(verdict))
     return folder / FILE
 
 
@@ -137,15 +145,17 @@ def markdown(verdict: Verdict, findings: dict[str, str] | None = None) -> str:
         Finding id to its claim, quoted as evidence.
     """
     known = findings or {}
-    lines = [f"**f5lab on `{verdict.case}`**: {verdict.headline}", ""]
+    lines = [f"**f5lab on {markdown_code(verdict.case)}**: {markdown_text(verdict.headline)}", ""]
     for rank, cause in enumerate(verdict.causes, start=1):
-        lines.append(f"{rank}. **{cause.id}**, confidence {cause.confidence:.0%}. {cause.fix.summary}")
+        name, summary = markdown_text(cause.id), markdown_text(cause.fix.summary)
+        lines.append(f"{rank}. **{name}**, confidence {cause.confidence:.0%}. {summary}")
         if cause.effect is not None:
-            lines.append(f"   - {cause.effect.text}")
-        lines += [f"   - {known.get(name, name)}" for name in cause.evidence]
-        lines += [f"   - set `{key}: {value}`" for key, value in cause.fix.settings.items()]
+            lines.append(f"   - {markdown_text(cause.effect.text)}")
+        lines += [f"   - {markdown_text(known.get(name, name))}" for name in cause.evidence]
+        lines += [f"   - set {markdown_code(f'{key}: {value}')}" for key, value in cause.fix.settings.items()]
     if verdict.refuted:
-        lines += ["", "Ruled out: " + ", ".join(f"`{item.id}`" for item in verdict.refuted) + "."]
+        lines += ["", "Ruled out: " + ", ".join(markdown_code(item.id) for item in verdict.refuted) + "."]
     if verdict.unknown:
-        lines += ["", "Not known:"] + [f"- `{item.id}`: {item.needs}" for item in verdict.unknown]
+        lines += ["", "Not known:"]
+        lines += [f"- {markdown_code(item.id)}: {markdown_text(item.needs)}" for item in verdict.unknown]
     return "\n".join(lines) + "\n"

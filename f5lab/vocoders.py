@@ -16,6 +16,7 @@ from f5lab.audio import load_wave
 from f5lab.curricula import Clip
 from f5lab.errors import SpecimenError
 from f5lab.finetuning import MALE
+from f5lab.mappings import load_tensors
 from f5lab.paths import atomic_path, existing_file, write_text
 
 
@@ -158,7 +159,7 @@ def train_vocoder(
     folder.mkdir(parents=True, exist_ok=True)
     vocoder = build_vocoder(stages[0], folder).to(device)
     if start is not None:
-        weights = torch.load(existing_file(start, SpecimenError, "vocoder"), weights_only=True, map_location="cpu")
+        weights = load_tensors(existing_file(start, SpecimenError, "vocoder"))
         vocoder.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     waves = [load_wave(clip.path).samples for clip in clips]
     focus = [i for i, clip in enumerate(clips) if (clip.voice, clip.kind) == (MALE, "phrase")]

@@ -27,6 +27,7 @@ BASE_DIMENSIONS = {
     "n_vocab": 51865, "n_text_ctx": 448, "n_text_state": 512, "n_text_head": 8, "n_text_layer": 6,
 }  # fmt: skip
 _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+_OTHER = "give a size such as base, or the path of a weights file"
 _CONVERSION = "1"  # raise when the conversion changes, so that cached files are made anew
 
 
@@ -42,9 +43,9 @@ def find_weights(name: str = "base") -> str:
         A path was given and no such file exists, or the packages' bytes are not the recorded ones.
     """
     if os.sep in name or name.endswith(".pt"):
-        return str(existing_file(Path(name).expanduser(), AsrError, "Whisper weights"))
+        return str(existing_file(Path(name).expanduser(), AsrError, "Whisper weights", _OTHER))
     if override := os.environ.get("F5LAB_WHISPER"):
-        return str(existing_file(Path(override).expanduser(), AsrError, "Whisper weights ($F5LAB_WHISPER)"))
+        return str(existing_file(Path(override).expanduser(), AsrError, "Whisper weights ($F5LAB_WHISPER)", _OTHER))
     if name == "base":
         parts = _package_parts()
         if parts:

@@ -1,15 +1,14 @@
 """Running the workbook on a case: notebooks in order, findings joined, a report beside them."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from f5lab import findings, kernels, markup, paths, provenance, reports
+from f5lab import findings, inert, kernels, markup, paths, provenance, reports, run_folders, verdicts
 from f5lab.errors import RunError, UsageError
 from f5lab.parameters import Notebook, chosen_values, discover
 from f5lab.specs import Case, case_files, load_case
@@ -40,6 +39,8 @@ class Step:
     findings : int
     error : str
         One line; empty when there is none.
+    kept : bool
+        It was executed before, in a run that is resumed.
     """
 
     notebook: str
@@ -52,6 +53,7 @@ class Step:
     seconds: float = 0.0
     findings: int = 0
     error: str = ""
+    kept: bool = False
 
 
 @dataclass
@@ -139,17 +141,45 @@ def run(
     for notebook in chosen:
         given = {"case": str(case.path), "out": str(folder), "device": device}
         values[notebook.name] |= {name: value for name, value in given.items() if name in notebook.parameters}
-    record = _opening_record(case, folder, chosen, values)
-    record["settings"] = {"device": device, "quick": quick, "only": list(only), "set": dict(settings or {})}
-    result = Run(folder, record)
+    with run_folders.hold(folder) as held:
+        record = opening_record(case, folder, chosen, values)
+        record["settings"] = {"device": device, "quick": quick, "only": list(only), "set": dict(settings or {})}
+        result = Run(folder, record)
+        execute(result, chosen, values, held=held, cell_timeout_s=cell_timeout_s, watch=watch)
+    return result
+
+
+def execute(
+    result: Run,
+    chosen: Sequence[Notebook],
+    values: Mapping[str, Mapping[str, Any]],
+    *,
+    held: Sequence[int] = (),
+    cell_timeout_s: int = kernels.CELL_TIMEOUT_S,
+    watch: Callable[[Step], None] = lambda step: None,
+) -> None:
+    """Execute the notebooks of a run whose entries are not done, in order, and close the run.
+
+    Parameters
+    ----------
+    result : Run
+        Its record has an entry for each of `chosen`, in the same order.
+    held : sequence of int
+        From `run_folders.hold`.
+    """
+    kept = [entry for entry in result.record["notebooks"] if entry["status"] == OK]
+    for entry in result.record["notebooks"]:
+        if entry["status"] != OK:
+            run_folders.clear(result.folder, entry["number"], kept)
     _save(result)
     with kernels.own_kernel() as scratch:
-        for position, notebook in enumerate(chosen, start=1):
+        for position, (notebook, entry) in enumerate(zip(chosen, result.record["notebooks"]), start=1):
             step = Step(notebook.name, position, len(chosen))
-            if not _run_one(result, notebook, values[notebook.name], step, scratch, cell_timeout_s, watch):
+            if entry["status"] == OK:
+                watch(replace(step, status=OK, seconds=entry["seconds"], findings=entry["findings"], kept=True))
+            elif not _run_one(result, notebook, values[notebook.name], step, scratch, cell_timeout_s, held, watch):
                 break
     _close(result)
-    return result
 
 
 def _run_one(
@@ -159,17 +189,22 @@ def _run_one(
     step: Step,
     scratch: Path,
     cell_timeout_s: int,
+    held: Sequence[int],
     watch: Callable[[Step], None],
 ) -> bool:
     """Execute one notebook and write what it left; return False when the user wants to stop."""
     entry = result.record["notebooks"][step.position - 1]
+    verdict_before = _verdict_digest(result.folder)
     entry["status"] = RUNNING
+    _save(result)
     watch(step)
 
     def on_cell(cell: int, cells: int, heading: str) -> None:
         watch(Step(step.notebook, step.position, step.notebooks, cell, cells, heading))
 
-    done = kernels.execute(notebook, values, scratch=scratch, cell_timeout_s=cell_timeout_s, on_cell=on_cell)
+    done = kernels.execute(
+        notebook, values, scratch=scratch, cell_timeout_s=cell_timeout_s, on_cell=on_cell, held=held
+    )
     count, complaint = _count_findings(result.folder, notebook.number)
     error = done.error or complaint
     entry |= {
@@ -179,10 +214,19 @@ def _run_one(
     paths.write_text(result.folder / f"{notebook.name}.ipynb", markup.encodable(nbformat.writes(done.node)) + "\n")
     page = reports.notebook_page(done.node, entry, result.record)
     paths.write_text(result.folder / f"{notebook.name}.html", page)
+    mine = run_folders.products(result.folder, notebook.number)
+    if _verdict_digest(result.folder) != verdict_before:
+        mine.append(result.folder / verdicts.FILE)
+    entry["outputs"] = run_folders.digests(result.folder, mine)
     _save(result)
     watch(Step(step.notebook, step.position, step.notebooks, len(done.node.cells), len(done.node.cells),
                status=entry["status"], seconds=done.seconds, findings=count, error=error))  # fmt: skip
     return not done.interrupted
+
+
+def _verdict_digest(folder: Path) -> str:
+    path = folder / verdicts.FILE
+    return paths.sha256_file(path) if path.is_file() else ""
 
 
 def _count_findings(folder: Path, number: str) -> tuple[int, str]:
@@ -212,6 +256,11 @@ def _now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+def now_text() -> str:
+    """Return the time in UTC as the record keeps it."""
+    return _now().isoformat(timespec="seconds")
+
+
 def _new_folder(parent: Path) -> Path:
     """Make a folder that no other run has, named by the time in UTC."""
     parent = parent.expanduser().resolve()
@@ -230,14 +279,15 @@ def _new_folder(parent: Path) -> Path:
     raise RunError(f"{parent} has a thousand runs of this second", next_step="choose --out")
 
 
-def _opening_record(
+def opening_record(
     case: Case, folder: Path, chosen: Sequence[Notebook], values: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
+    """Return the record of a run that begins: what it rests on, and an entry for each notebook."""
     revision, modified = provenance.commit(paths.project_root())
     entries = [
         {
             "number": notebook.number, "name": notebook.name, "title": notebook.title, "status": PENDING,
-            "seconds": None, "findings": 0, "error": "",
+            "seconds": None, "findings": 0, "error": "", "source": paths.sha256_file(notebook.path),
             "parameters": {
                 name: {"value": values[notebook.name].get(name, p.default), "default": p.default, "meaning": p.meaning}
                 for name, p in notebook.parameters.items()
@@ -248,15 +298,16 @@ def _opening_record(
     return {
         "format": RUN_FORMAT,
         "run": folder.name,
-        "case": {"name": case.name, "question": case.question, "language": case.language, "path": _shown(case.path)},
+        "case": {"name": case.name, "question": inert.prose(case.question), "language": case.language, "path": _shown(case.path)},
         "status": RUNNING,
-        "started": _now().isoformat(timespec="seconds"),
+        "started": now_text(),
         "ended": None,
         "seconds": None,
         "versions": provenance.versions(),
         "hardware": provenance.hardware(),
         "commit": revision,
         "commit_modified": modified,
+        "code": provenance.code_digest(),
         "files": _files(case),
         "seeds": _seeds(entries),
         "notebooks": entries,
@@ -267,7 +318,7 @@ def _files(case: Case) -> list[dict[str, Any]]:
     files = [("case file", case.path), *case_files(case)] if case.path else case_files(case)
     marks = [(label, path, provenance.fingerprint(path)) for label, path in files]
     return [
-        {"label": label, "path": _shown(path), "size": mark.size, "sha256": mark.sha256, "files": mark.files}
+        {"label": inert.prose(label, 200), "path": _shown(path), "size": mark.size, "sha256": mark.sha256, "files": mark.files}
         for label, path, mark in marks
     ]
 
@@ -289,11 +340,11 @@ def _seeds(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _save(result: Run) -> None:
-    """Write findings, run.json and the front page as they are now."""
+    """Write findings, front page and, last, run.json as they are now: what it calls done is there."""
     known = findings.load_run(result.folder)
     paths.write_text(result.folder / "findings.jsonl", findings.dump(known))
-    paths.write_text(result.folder / "run.json", json.dumps(result.record, indent=2, ensure_ascii=False) + "\n")
     paths.write_text(result.index, reports.index_page(result.folder, result.record, known))
+    paths.write_text(result.folder / run_folders.RECORD, inert.json_text(result.record) + "\n")
 
 
 def _close(result: Run) -> None:
@@ -301,7 +352,10 @@ def _close(result: Run) -> None:
     ended = _now()
     record["status"] = FAILED if result.failed else OK
     record["ended"] = ended.isoformat(timespec="seconds")
-    record["seconds"] = round((ended - datetime.fromisoformat(record["started"])).total_seconds(), 1)
+    spent = (ended - datetime.fromisoformat(record["started"])).total_seconds()
+    if record.get("resumed"):  # what lies between was no work
+        spent = sum(entry["seconds"] or 0.0 for entry in record["notebooks"])
+    record["seconds"] = round(spent, 1)
     for entry in record["notebooks"]:
         if entry["status"] in (PENDING, RUNNING):
             entry["error"] = "never ran: the run was interrupted"

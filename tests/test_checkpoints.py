@@ -1,6 +1,7 @@
 """Opening checkpoints: every layout that users have, and files that are none."""
 
 import os
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -117,7 +118,7 @@ NOT_CHECKPOINTS = {
     "zip": (hidden_zip, "damaged, cut short or no torch file"),
     "cut": (cut, "damaged, cut short or no torch file"),
     "cut-safetensors": (cut_safetensors, "no readable .safetensors file"),
-    "old-format": (lambda p: torch.save(state(), p, _use_new_zipfile_serialization=False), "torch's old format"),
+    "bare-pickle": (lambda p: p.write_bytes(pickle.dumps({"a": 1}, protocol=4)), "a pickle, but no torch file"),
     "code": (code, "Python objects besides tensors"),
     "list": (lambda p: torch.save([torch.zeros(2)], p), "holds list"),
     "other-model": (lambda p: torch.save({"state_dict": {}, "epoch": 3}, p), "none of F5-TTS's.*: epoch, state_dict"),

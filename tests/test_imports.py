@@ -9,9 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "f5lab"
 LAYERS = [
-    {"errors", "paths", "specs", "findings", "provenance", "tables", "catalogue", "verdicts", "ledgers", "caches", "engines",
-     "sweep_specs"},
     {
+        "errors", "inert", "paths", "caches", "remedies", "presets", "specs", "findings", "provenance", "tables", "catalogue", "verdicts",
+        "refusals", "sources", "stored_tensors", "pickles", "zip_audit", "manifests", "safetensor_headers", "torch_files",
+        "file_kinds", "file_reader", "processes", "opinion_reader", "sandbox", "second_opinion", "weights_files", "layouts",
+        "ledgers", "engines", "sweep_specs",
+    },
+    {
+        "mappings", "origins", "contents", "vocoder_folders",
         "anatomy", "architectures", "audio", "checkpoints", "diffs", "ema", "figures", "metrics", "plots", "schedules",
         "statistics", "vocabs", "trends",
     },
@@ -22,7 +27,8 @@ LAYERS = [
         "audio_faults", "listening", "diagnosis", "calibration", "planting", "plants", "plants_audio", "plants_harmless",
         "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings", "series", "series_rows", "sweep_tasks", "sweeps",
     },
-    {"parameters", "kernels", "markup", "reports", "workbook", "widgets", "console", "cli", "cli_scale", "series_pages", "__main__"},
+    {"parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "widgets", "console", "cli", "cli_scale", "series_pages",
+     "__main__"},
 ]  # fmt: skip
 SOLE_IMPORTERS = {
     "f5_tts": {"models"},
@@ -31,8 +37,9 @@ SOLE_IMPORTERS = {
     "resemblyzer": {"speakers"},
     "papermill": {"kernels"},
     "nbconvert": {"markup", "reports"},
+    "picklescan": {"opinion_reader"},
 }
-WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "workbook", "console", "cli", "cli_scale"}
+WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "console", "cli", "cli_scale"}
 LIGHT = ("f5lab", "f5lab.cli", "f5lab.tables", "f5lab.reports", "f5lab.workbook", "f5lab.kernels")
 MOST_LINES, MOST_FUNCTION_LINES = 450, 50
 
