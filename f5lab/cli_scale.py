@@ -152,7 +152,9 @@ def sweep(
             "recipes": sweeps.summarise(frame)}  # fmt: skip
     _deliver(told, told["recipes"], out, json_file)
     if outcome.failed:
-        raise RunError(f"{len(outcome.failed)} of {len(outcome.rows)} rows could not be measured", offenders=outcome.failed)
+        raise RunError(
+            f"{len(outcome.failed)} of {len(outcome.rows)} rows could not be measured", offenders=outcome.failed
+        )
 
 
 @contextlib.contextmanager

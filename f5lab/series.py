@@ -94,9 +94,15 @@ def find_checkpoints(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise CaseError(f"{folder} is not a folder", expected="the training folder")
-    homes = [folder] if _models(folder) else sorted({p.parent for p in folder.rglob("model_*") if p.suffix in SUFFIXES and p.is_file()})
+    homes = (
+        [folder]
+        if _models(folder)
+        else sorted({p.parent for p in folder.rglob("model_*") if p.suffix in SUFFIXES and p.is_file()})
+    )
     if not homes:
-        raise CaseError(f"{folder} holds no model_*.pt", next_step="pass the folder above ckpts/ or the one with the checkpoints")
+        raise CaseError(
+            f"{folder} holds no model_*.pt", next_step="pass the folder above ckpts/ or the one with the checkpoints"
+        )
     if len(homes) > 1:
         raise CaseError(
             f"{folder} holds {len(homes)} folders with checkpoints", offenders=[str(h.relative_to(folder)) for h in homes],
@@ -136,7 +142,9 @@ def run(
     paths = find_checkpoints(folder)
     ledger, notes = Ledger(out / LEDGER), []
     the_case, base = _case_and_base(folder, paths, case, out, plan, notes)
-    bench = _bench(the_case, paths, ledger, plan, notes) if the_case is not None and (plan.probe or plan.listen) else None
+    bench = (
+        _bench(the_case, paths, ledger, plan, notes) if the_case is not None and (plan.probe or plan.listen) else None
+    )
     booth, controls = _booth(bench, plan, notes)
     rows = []
     for path in paths:
@@ -148,7 +156,11 @@ def run(
         watch(row)
         gc.collect()
     rows.sort(key=lambda row: (_update(row) is None, _update(row) or 0))
-    context = {"base": str(base.path) if base is not None else None, "device": models.pick_device(plan.device), **controls}
+    context = {
+        "base": str(base.path) if base is not None else None,
+        "device": models.pick_device(plan.device),
+        **controls,
+    }
     if bench is not None:
         context |= {"settings": bench.recipe.model_dump(mode="json", exclude={"name", "checkpoint", "weights"}),
                     "recordings": [item.id for item in bench.items]}  # fmt: skip
@@ -177,7 +189,9 @@ def _case_and_base(
         (p for suffix in SUFFIXES for p in sorted(paths[0].parent.glob(f"pretrained_*{suffix}"))), None
     )  # fmt: skip
     if base_path is None:
-        notes.append("No base (pretrained_*) was found: no distance to it, and the base's share in the EMA is not measured.")
+        notes.append(
+            "No base (pretrained_*) was found: no distance to it, and the base's share in the EMA is not measured."
+        )
         return case, None
     try:
         return case, checkpoints.open_checkpoint(base_path)
@@ -219,17 +233,23 @@ def _bench(case: Case, paths: list[Path], ledger: Ledger, plan: Plan, notes: lis
     device = models.pick_device(plan.device)
     try:
         items = probes.real_items(case, plan.recordings)
-        recipe, known = series_rows.settings_of(case, ledger, device=device, recordings=plan.recordings, draws=plan.draws)
+        recipe, known = series_rows.settings_of(
+            case, ledger, device=device, recordings=plan.recordings, draws=plan.draws
+        )
     except LabError as error:
         notes.append(f"No probe loss and no CER: {error}")
         return None
     if known["problem"]:
         notes.append(f"The settings as trained were not checked by the probe: {known['problem']}")
     elif not known["tells"]:
-        notes.append("The text hardly matters to these weights, so the settings as trained are as stated or implied, not inferred.")
+        notes.append(
+            "The text hardly matters to these weights, so the settings as trained are as stated or implied, not inferred."
+        )
     notes += _heard_in_training(case, len(items), plan.recordings)
     if len(items) < 3:
-        notes.append(f"Only {len(items)} recordings: intervals are over noise draws and say nothing about other recordings.")
+        notes.append(
+            f"Only {len(items)} recordings: intervals are over noise draws and say nothing about other recordings."
+        )
     return Bench(case, recipe, tuple(items), plan.draws, device)
 
 
@@ -237,7 +257,9 @@ def _heard_in_training(case: Case, items: int, limit: int) -> list[str]:
     """Say how many of the probe's recordings training has seen, as far as the dataset tells."""
     prompts = [p for p in case.prompts[:limit] if p.ref_text.strip()]
     if case.training.dataset is None:
-        return ["Whether training has seen the probe's recordings is not known: on those that it has, later updates look better."]
+        return [
+            "Whether training has seen the probe's recordings is not known: on those that it has, later updates look better."
+        ]
     rows = discovery.read_rows(case.training.dataset)
     seen = {Path(row["audio_path"]).resolve() for row in rows}
     known = sum((p.gen_audio or p.ref_audio).resolve() in seen for p in prompts)
@@ -252,7 +274,9 @@ def _booth(bench: Bench | None, plan: Plan, notes: list[str]) -> tuple[Booth | N
     if not plan.listen:
         return None, {}
     if bench is None:
-        raise CaseError("--listen without prompts", next_step="give --case with prompts that have ref_text and gen_text")
+        raise CaseError(
+            "--listen without prompts", next_step="give --case with prompts that have ref_text and gen_text"
+        )
     transcriber = Transcriber(bench.case.language, plan.asr, bench.device)
     try:
         found = oracles.calibrate(oracles.real_recordings(bench.case), transcriber)
@@ -307,7 +331,9 @@ def table_rows(series: Series) -> list[dict[str, Any]]:
         for slot, name in (("raw", "raw"), ("ema", "EMA")):
             shown[f"norm {name}"] = row.get("norm", {}).get(slot)
             shown[f"{name} from base %"] = _percent(row.get("from_base", {}).get(slot))
-        shown["base in EMA %"] = _percent(share.get("measured") if share.get("measured") is not None else share.get("expected"))
+        shown["base in EMA %"] = _percent(
+            share.get("measured") if share.get("measured") is not None else share.get("expected")
+        )
         for part, name in (("probe", "loss"), ("speech", "CER")):
             for slot, of in (("raw", "raw"), ("ema", "EMA")):
                 if any(slot in r.get(part, {}) for r in series.rows):

@@ -24,12 +24,18 @@ def draw(series: "Series") -> "Figure":
     from f5lab import plots, trends
 
     plots.use_style()
-    chosen = [(label, lines) for label, lines in _lines(series) if any(y is not None for p in lines.values() for _, y in p)]
+    chosen = [
+        (label, lines) for label, lines in _lines(series) if any(y is not None for p in lines.values() for _, y in p)
+    ]
     files = sum(not row.get("unreadable") for row in series.rows)
-    figure, axes = trends.panels(max(1, len(chosen)), caption=f"{series.folder.name}: {files} checkpoints; bars: 95 % intervals, noise seed 0")
+    figure, axes = trends.panels(
+        max(1, len(chosen)), caption=f"{series.folder.name}: {files} checkpoints; bars: 95 % intervals, noise seed 0"
+    )
     for ax, (label, lines) in zip(axes, chosen):
         part = next((p for p, name in PART_LABELS.items() if name == label), "")
-        trends.plot_lines(ax, lines, ylabel=label, spans=_spans(series, part) if part else None, mark=_mark(series, part))
+        trends.plot_lines(
+            ax, lines, ylabel=label, spans=_spans(series, part) if part else None, mark=_mark(series, part)
+        )
     if not chosen:
         axes[0].text(0.5, 0.5, "nothing could be measured", ha="center")
     return figure

@@ -143,14 +143,20 @@ def read_weights(path: Path, base: Checkpoint | None) -> dict[str, Any]:
     checkpoint = checkpoints.open_checkpoint(path)
     found, slots = ema.study(checkpoint, base), checkpoint.slots
     alone = found.comparison is None
-    comparison = diffs.compare(checkpoint.weights(slots[0]), checkpoint.weights(slots[0])) if alone else found.comparison
+    comparison = (
+        diffs.compare(checkpoint.weights(slots[0]), checkpoint.weights(slots[0])) if alone else found.comparison
+    )
     sums, share, notes = comparison.overall, found.share, [*checkpoint.notes, *(n.says for n in found.notices)]
     squares = {"raw": sums.aa, "ema": sums.bb} if found.has_both else {slots[0]: sums.aa}
     steps = {"raw": sums.uu, "ema": sums.vv} if found.has_both else {slots[0]: sums.dd}
     base_square = sums.pp if found.has_both else sums.bb
     if comparison.cut_rows or comparison.reshaped:
-        notes.append(f"{comparison.cut_rows} rows of the text embedding and {len(comparison.reshaped)} tensors that the base lacks are left out")
-    notes += [f"the {slot} weights hold values that are not finite" for slot, v in squares.items() if not math.isfinite(v)]
+        notes.append(
+            f"{comparison.cut_rows} rows of the text embedding and {len(comparison.reshaped)} tensors that the base lacks are left out"
+        )
+    notes += [
+        f"the {slot} weights hold values that are not finite" for slot, v in squares.items() if not math.isfinite(v)
+    ]
     return {
         "update": checkpoint.update if checkpoint.update is not None else checkpoint.legacy_step,
         "slots": list(slots), "labelled": checkpoint.labelled, "parameters": sums.n,
@@ -204,7 +210,9 @@ def speak(path: Path, slot: Weights, booth: Booth) -> dict[str, Any]:
     }
 
 
-def settings_of(case: Case, ledger: Ledger, *, device: str, recordings: int, draws: int) -> tuple[Recipe, dict[str, Any]]:
+def settings_of(
+    case: Case, ledger: Ledger, *, device: str, recordings: int, draws: int
+) -> tuple[Recipe, dict[str, Any]]:
     """Return the settings that the case's checkpoint was trained with, and how each is known.
 
     Found by the probe as the diagnosis does, once for the series: training settings do not change within a run.

@@ -131,7 +131,9 @@ def load_sweep(path: str | Path) -> Sweep:
         return Sweep.model_validate(data)
     except ValidationError as error:
         offenders = [f"{'.'.join(map(str, e['loc'])) or 'sweep'}: {_reason(e)}" for e in error.errors()]
-        raise CaseError(f"{path} is not a valid sweep", offenders=offenders, next_step="see `f5lab sweep --help`") from error
+        raise CaseError(
+            f"{path} is not a valid sweep", offenders=offenders, next_step="see `f5lab sweep --help`"
+        ) from error
 
 
 def _reason(item: Any) -> str:
@@ -155,7 +157,9 @@ def find_cases(sweep: Sweep) -> Iterator[tuple[Case, Path]]:
     cases = [load_case(path) for path in sweep.cases]
     names = [case.name for case in cases]
     if len(set(names)) < len(names):
-        raise CaseError("cases of one name", offenders={n for n in names if names.count(n) > 1}, next_step="give each its own name:")
+        raise CaseError(
+            "cases of one name", offenders={n for n in names if names.count(n) > 1}, next_step="give each its own name:"
+        )
     if isinstance(sweep.prompts, tuple):
         known = {prompt.id for case in cases for prompt in case.prompts}
         if missing := set(sweep.prompts) - known:

@@ -204,7 +204,9 @@ def _transcriber(language: str, asr: str, device: str) -> Transcriber:
     return Transcriber(language, asr, models.pick_device(device))
 
 
-def _measure_duration(_: dict[str, Any], __: Recipe, prompt: Prompt, sample: Sample, notes: list[str]) -> dict[str, Any]:
+def _measure_duration(
+    _: dict[str, Any], __: Recipe, prompt: Prompt, sample: Sample, notes: list[str]
+) -> dict[str, Any]:
     real = _real_recording(prompt, sample)
     if real is None:
         notes.append("duration: no real recording of the text")

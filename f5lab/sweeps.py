@@ -63,7 +63,11 @@ class Outcome:
     @property
     def failed(self) -> list[str]:
         """Rows that could not be measured, with the reason."""
-        return [f"{r['checkpoint']} {r['recipe']} {r['prompt']} seed {r['seed']} ({r['problem']})" for r in self.rows if r["problem"]]
+        return [
+            f"{r['checkpoint']} {r['recipe']} {r['prompt']} seed {r['seed']} ({r['problem']})"
+            for r in self.rows
+            if r["problem"]
+        ]
 
 
 def run(
@@ -169,15 +173,24 @@ def summarise(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return one row a recipe: what tells it apart, means over prompts and seeds, n of prompts, CER's and loss's 95 % interval."""
     listed = []
     for values, rows in _recipes(frame):
-        shown: dict[str, Any] = dict(values) | {"prompts": rows["prompt"].nunique(), "failed": int((rows["problem"] != "").sum())}
+        shown: dict[str, Any] = dict(values) | {
+            "prompts": rows["prompt"].nunique(),
+            "failed": int((rows["problem"] != "").sum()),
+        }
         for name in MEASURED:
             usable = rows[rows[name].notna()]
             shown[name] = float(usable[name].mean()) if len(usable) else None
             if name in ("cer", "loss") and len(usable):
                 found = bootstrap_mean(usable[name].astype(float).tolist(), usable["prompt"].tolist())
-                shown[f"{name} 95 %"] = f"{found.low:.3f} to {found.high:.3f}" if np.isfinite(found.low) else "one prompt"
+                shown[f"{name} 95 %"] = (
+                    f"{found.low:.3f} to {found.high:.3f}" if np.isfinite(found.low) else "one prompt"
+                )
         listed.append(shown)
-    empty = [k for k in listed[0] if all(r.get(k) is None or (k == "failed" and not r[k]) for r in listed)] if listed else []
+    empty = (
+        [k for k in listed[0] if all(r.get(k) is None or (k == "failed" and not r[k]) for r in listed)]
+        if listed
+        else []
+    )
     return [{k: v for k, v in r.items() if k not in empty} for r in listed]
 
 
@@ -198,7 +211,10 @@ def best(frame: pd.DataFrame, measure: str = "cer") -> Choice | None:
         rows = rows.sort_values(["case", "prompt", "seed"])
         if rows[measure].notna().all() and len(rows) == full:
             name = ", ".join(f"{k} {v}" for k, v in values.items())
-            candidates[name], groups = rows[measure].astype(float).tolist(), (rows["case"] + "/" + rows["prompt"]).tolist()
+            candidates[name], groups = (
+                rows[measure].astype(float).tolist(),
+                (rows["case"] + "/" + rows["prompt"]).tolist(),
+            )
     return choose({"cer": "CER", "loss": "probe loss"}.get(measure, measure), candidates, groups)
 
 
@@ -225,11 +241,16 @@ def plot(
         raise RunError("no such column in a sweep", offenders=unknown, expected=f"one of {', '.join(SCHEMA.names)}")
     used = frame[frame[y].notna()]
     if used.empty:
-        raise RunError(f"{y} was not measured in this sweep", next_step=f"choose another y, or add it to measures: ({', '.join(MEASURED)})")
+        raise RunError(
+            f"{y} was not measured in this sweep",
+            next_step=f"choose another y, or add it to measures: ({', '.join(MEASURED)})",
+        )
     use_style()
     by = by or next((c for c in varying(used) if c != x), None)
     figure, (ax,) = panels(1, caption=caption or f"{len(used)} clips; bars: 95 % intervals over prompts", columns=1)
-    ticks = sorted(used[x].dropna().unique(), key=lambda v: (isinstance(v, str), v)) + ([None] if used[x].isna().any() else [])
+    ticks = sorted(used[x].dropna().unique(), key=lambda v: (isinstance(v, str), v)) + (
+        [None] if used[x].isna().any() else []
+    )
     lines = [("", used)] if by is None else [(str(v), part) for v, part in used.groupby(by, sort=False, dropna=False)]
     for number, (name, part) in enumerate(lines):
         points = [(i, part[part[x].isna()] if v is None else part[part[x] == v]) for i, v in enumerate(ticks)]
@@ -240,8 +261,13 @@ def plot(
         for place, (_, e) in zip(at, found):
             if np.isfinite(e.low):
                 ax.plot([place, place], [e.low, e.high], color=colour, lw=1)
-    ax.set_xticks(range(len(ticks)), ["none" if v is None else f"{v:g}" if not isinstance(v, str) else v[:24] for v in ticks])
-    ax.set(xlabel=x.replace("_", " "), ylabel={"cer": "CER", "loss": "probe loss (share unexplained)"}.get(y, y.replace("_", " ")))
+    ax.set_xticks(
+        range(len(ticks)), ["none" if v is None else f"{v:g}" if not isinstance(v, str) else v[:24] for v in ticks]
+    )
+    ax.set(
+        xlabel=x.replace("_", " "),
+        ylabel={"cer": "CER", "loss": "probe loss (share unexplained)"}.get(y, y.replace("_", " ")),
+    )
     if by is not None:
         ax.legend(title=by.replace("_", " "), fontsize=7, title_fontsize=7)
     return figure

@@ -47,7 +47,9 @@ def train(root: Path, *, updates: int = 6, every: int = 2, rate: float = 2e-3) -
     for name, parameter in model.named_parameters():
         if "proj_out" in name or "norm_out" in name or "attn_norm" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    torch.save({"ema_model_state_dict": EMA(model, include_online_model=False).state_dict()}, home / "pretrained_base.pt")
+    torch.save(
+        {"ema_model_state_dict": EMA(model, include_online_model=False).state_dict()}, home / "pretrained_base.pt"
+    )
     dataset = up.CustomDataset(Dataset.from_file(str(data / "raw.arrow")), [r["duration"] for r in rows], **models.MEL)
     torch.manual_seed(1)
     with models.quiet():
