@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from f5lab import paths
-from f5lab.console import JsonFile
+from f5lab import inert, paths
+from f5lab.console import JsonFile, say_path
 from f5lab.errors import RunError, UsageError
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
@@ -54,7 +53,7 @@ def series(
     plan = many.Plan(recordings, draws, probe, listen, prompts, seeds, asr, device, language)
     found = many.run(folder, out, plan, case=case, watch=_show_row)
     told = many.report(found)
-    paths.write_text(out / "series.json", json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    paths.write_text(out / "series.json", inert.json_text(told) + "\n")
     paths.write_text(out / "series.html", series_pages.page(found))
     _deliver(told, many.table_rows(found), out / "series.html", json_file)
     if found.failed:
@@ -76,33 +75,31 @@ def _show_row(row: dict[str, Any]) -> None:
     from rich.text import Text
 
     from f5lab.provenance import duration_text
-    from f5lab.tables import visible
 
     sign, style = ("✘", "bold red") if row["problem"] else ("✔", "green")
-    line = Text(f"{sign} {visible(row['file']):<28} {duration_text(row['seconds']):>10}", style)
-    Console(stderr=True, highlight=False).print(line.append(f"  {visible(row['problem'], 300)}", "red"), soft_wrap=True)
+    line = Text(f"{sign} {inert.visible(row['file']):<28} {duration_text(row['seconds']):>10}", style)
+    Console(stderr=True, highlight=False).print(line.append(f"  {inert.prose(row['problem'])}", "red"), soft_wrap=True)
 
 
 def _deliver(told: dict[str, Any], rows: list[dict[str, Any]], page: Path, json_file: Path | None) -> None:
     """Show a result for people, or write it as JSON where that was asked for."""
     if str(json_file) == "-":
-        sys.stdout.write(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(inert.json_text(told) + "\n")
         return
     if json_file is not None:
-        paths.write_text(json_file, json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        paths.write_text(json_file, inert.json_text(told) + "\n")
     from rich.console import Console
     from rich.text import Text
 
     from f5lab.console import _show_table
-    from f5lab.tables import visible
 
     console = Console(highlight=False)
     _show_table(rows, console)
     for line in told["best"]:
-        console.print(Text(visible(line, None), "bold"), soft_wrap=True)
+        console.print(Text(inert.prose(line, None), "bold"), soft_wrap=True)
     for line in told["notes"]:
-        console.print(Text(f"Note: {visible(line, 600)}", "yellow"), soft_wrap=True)
-    typer.echo(str(page))
+        console.print(Text(f"Note: {inert.prose(line)}", "yellow"), soft_wrap=True)
+    say_path(page)
 
 
 def sweep(
@@ -142,7 +139,8 @@ def sweep(
     jobs = jobs or (min(4, os.cpu_count() or 1) if device == "cpu" else 1)
     with _bar(f"{len(tasks)} rows") as watch:
         outcome = sweeps.run(
-            tasks, sweep_tasks.perform, engine=engine, jobs=jobs, address=address, gpus=0 if device == "cpu" else gpus, watch=watch
+            tasks, sweep_tasks.perform, engine=engine, jobs=jobs, address=address, cpus=threads,
+            gpus=0 if device == "cpu" else gpus, watch=watch
         )  # fmt: skip
     out = sweeps.write_parquet(outcome.rows, (out or Path(f"{file.stem}.parquet")).expanduser())
     frame = sweeps.read(out)

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
-from f5lab.errors import RunError
+from f5lab.errors import LabError, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _drain(
 
 
 def run_ray(
-    tasks: Sequence[Task], perform: Perform, *, address: str | None = None, gpus: float = 0.0, retries: int = RETRIES
+    tasks: Sequence[Task], perform: Perform, *, address: str | None = None, cpus: int = 1, gpus: float = 0.0, retries: int = RETRIES
 ) -> Iterator[Done]:  # fmt: skip
     """Perform tasks on a Ray cluster, as they end.
 
@@ -93,13 +93,15 @@ def run_ray(
     ----------
     address : str, optional
         Of a running cluster (``auto``, ``host:port``); left out, Ray is started on this machine and stopped at the end.
+    cpus : int
+        Cores that one task needs.
     gpus : float
         GPUs that one task needs; a share lets several tasks use one.
 
     Raises
     ------
     RunError
-        Ray is not installed, cannot be started or reached, or the cluster has no GPU where one is needed.
+        Ray is not installed, cannot be started or reached, or the cluster has not what one task needs.
     """
     if importlib.util.find_spec("ray") is None:
         raise RunError("Ray is not installed", next_step="pip install 'f5lab[sweep]', or use --engine local")
@@ -110,9 +112,10 @@ def run_ray(
     if ours:
         _connect(ray, address)
     try:
-        if gpus and ray.cluster_resources().get("GPU", 0) < gpus:
-            raise RunError(f"the Ray cluster has no GPU, a task needs {gpus:g}", next_step="use --device cpu")
-        yield from _stream(ray, tasks, perform, gpus, retries)
+        _check_resources(ray, cpus, gpus)
+        yield from _stream(
+            ray, tasks, ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries, max_calls=0)(perform), retries
+        )
     finally:
         if ours:
             ray.shutdown()
@@ -131,9 +134,19 @@ def _connect(ray: Any, address: str | None) -> None:
         ) from error
 
 
-def _stream(ray: Any, tasks: Sequence[Task], perform: Perform, gpus: float, retries: int) -> Iterator[Done]:
-    # max_calls=0: a worker keeps its models for the next task, also with a GPU
-    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=retries, max_calls=0)(perform)
+def _check_resources(ray: Any, cpus: int, gpus: float) -> None:
+    """Refuse what would wait for ever: no node that is there now has what one task needs."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        needs = f"{cpus} cores" + (f" and {gpus:g} GPUs" if gpus else "")
+        raise RunError(
+            f"no node of the Ray cluster has what a task needs, {needs}",
+            next_step="use --device cpu, --gpus with a share, or fewer --threads",
+        )
+
+
+def _stream(ray: Any, tasks: Sequence[Task], remote: Any, retries: int) -> Iterator[Done]:
+    """Yield tasks as they end. With ``max_calls=0`` a worker keeps its models for the next task, on a GPU too."""
     waiting, flying = iter(tasks), {}
 
     def give_out() -> None:
@@ -147,6 +160,10 @@ def _stream(ray: Any, tasks: Sequence[Task], perform: Perform, gpus: float, retr
             key = flying.pop(reference)
             try:
                 yield Done(key, ray.get(reference))
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, LabError):
+                    raise error.cause from None
+                raise
             except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError,
                     ray.exceptions.ObjectLostError, ray.exceptions.RaySystemError) as error:  # fmt: skip
                 yield Done(key, None, f"its worker was lost {retries + 1} times ({type(error).__name__})")

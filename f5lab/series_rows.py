@@ -18,7 +18,7 @@ import numpy as np
 from f5lab import batches, checkpoints, diffs, ema, models, oracles, provenance
 from f5lab.asr import Transcriber
 from f5lab.checkpoints import Checkpoint
-from f5lab.errors import LabError
+from f5lab.errors import CheckpointError, LabError
 from f5lab.examinations import Exam
 from f5lab.ledgers import Ledger, digest
 from f5lab.probes import Hypothesis, Item, Probe
@@ -103,7 +103,12 @@ def measure(
     row: dict[str, Any] = {"file": path.name, "problem": "", "notes": []}
     try:
         row["sha256"] = provenance.fingerprint(path).sha256
-        row |= _once(ledger, "weights", [FORMAT, row["sha256"], base_id(base)], partial(read_weights, path, base))
+        row |= _once(
+            ledger,
+            "weights",
+            [FORMAT, row["sha256"], base_id(base)],
+            partial(_steady, path, row["sha256"], partial(read_weights, path, base)),
+        )
     except (LabError, OSError) as error:
         return row | {"problem": str(error), "unreadable": True, "seconds": time.perf_counter() - start}
     problems = []
@@ -114,7 +119,9 @@ def measure(
                 continue
             try:
                 key = [row["sha256"], slot, tool.identity]
-                row[part][slot] = _once(ledger, part, key, partial(work, path, slot, tool))
+                row[part][slot] = _once(
+                    ledger, part, key, partial(_steady, path, row["sha256"], partial(work, path, slot, tool))
+                )
             except LabError as error:
                 problems.append(f"{slot}: {error}")
             gc.collect()
@@ -124,6 +131,14 @@ def measure(
 def base_id(base: Checkpoint | None) -> str:
     """Return the digest of the base's file; empty without one."""
     return provenance.fingerprint(base.path).sha256 if base is not None else ""
+
+
+def _steady(path: Path, sha256: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what was measured of a file that is still the same: a training that goes on writes ``model_last.pt`` anew."""
+    found = work()
+    if provenance.fingerprint(path).sha256 != sha256:
+        raise CheckpointError(f"{path.name} changed while it was measured", next_step="run the series again")
+    return found
 
 
 def _once(ledger: Ledger, part: str, told: list[Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

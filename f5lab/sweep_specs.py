@@ -1,6 +1,7 @@
 """What a sweep is: a YAML file of cases, checkpoints and recipes, and every combination of them. No torch."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from glob import has_magic
 from pathlib import Path
@@ -150,7 +151,7 @@ def find_cases(sweep: Sweep) -> Iterator[tuple[Case, Path]]:
     """
     files: list[Path] = []
     for given in sweep.checkpoints:
-        found = sorted(Path(p) for p in _expanded(given))
+        found = sorted((Path(p) for p in _expanded(given)), key=_in_order)
         if not found:
             raise CaseError(f"no checkpoint {given}", next_step="correct checkpoints:")
         files += [p.resolve() for p in found if p.resolve() not in files]
@@ -167,6 +168,11 @@ def find_cases(sweep: Sweep) -> Iterator[tuple[Case, Path]]:
     for case in cases:
         for file in files or [case.checkpoint]:
             yield case, file
+
+
+def _in_order(path: Path) -> list[Any]:
+    """Numbers in a name count as numbers: model_2 before model_10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def _expanded(given: str) -> list[str]:

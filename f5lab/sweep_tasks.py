@@ -15,7 +15,7 @@ import torch
 from f5lab import metrics, models, oracles, probes, provenance, samplers, speakers
 from f5lab.asr import Transcriber
 from f5lab.audio import load_wave
-from f5lab.errors import LabError, RunError
+from f5lab.errors import CaseError, LabError, RunError
 from f5lab.ledgers import digest
 from f5lab.probes import Hypothesis, Probe
 from f5lab.samplers import Sample, Studio
@@ -49,7 +49,7 @@ def expand(sweep: Sweep, *, device: str, threads: int) -> Iterator[dict[str, Any
                         "case": case.name, "language": case.language, "recipe_name": name,
                         "recipe": recipe.model_dump(mode="json"), "start": settings.start or "inference",
                         "prompt": prompt.model_dump(mode="json"), "seed": seed, "measures": list(sweep.measures),
-                        "asr": sweep.asr, "device": device, "threads": threads,
+                        "asr": sweep.asr, "device": device, "threads": threads, "checkpoint_sha256": _content(str(recipe.checkpoint)),
                     }  # fmt: skip
                     yield told | {"key": content_key(told)}
 
@@ -115,7 +115,7 @@ def perform(told: dict[str, Any]) -> dict[str, Any]:
         ``cer`` (0 to 1), ``heard``, ``loss`` (share of the flow unexplained), ``duration_ratio`` and ``speaker_similarity``
         (against the real recording, or the reference), ``forwards`` (calls of the network), ``cost_frames`` (frames that
         went through it, guidance's second half counted), ``seconds``, ``notes``. A measure that is undefined is None and
-        ``notes`` says why. Where nothing can be spoken, ``problem`` alone.
+        ``notes`` says why; one that failed is in ``problem``. Where nothing can be spoken, ``problem`` alone.
 
     Raises
     ------
@@ -127,7 +127,15 @@ def perform(told: dict[str, Any]) -> dict[str, Any]:
             "a worker finds other files or versions than the task was made from",
             expected="the same files under the same paths, and the same packages, on every node",
         )
+    before = torch.get_num_threads()
     torch.set_num_threads(told["threads"])
+    try:
+        return _measured(told)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measured(told: dict[str, Any]) -> dict[str, Any]:
     recipe, prompt = Recipe.model_validate(told["recipe"]), Prompt.model_validate(told["prompt"])
     try:
         sample, cost = _spoken(recipe, prompt, told["seed"], told["device"])
@@ -137,12 +145,15 @@ def perform(told: dict[str, Any]) -> dict[str, Any]:
         return {"problem": f"prompt {prompt.id} does not fit the memory of {told['device']}"}
     row: dict[str, Any] = {**cost, "seconds": sample.seconds}
     notes: list[str] = []
+    problems: list[str] = []
     for measure in told["measures"]:
         try:
             row |= _MEASURES[measure](told, recipe, prompt, sample, notes)
-        except LabError as error:
+        except CaseError as error:  # the prompt does not lend itself to it, now and ever
             notes.append(f"{measure}: {error}")
-    return row | {"notes": "; ".join(notes)}
+        except LabError as error:
+            problems.append(f"{measure}: {error}")
+    return row | {"notes": "; ".join(notes), "problem": "; ".join(problems)}
 
 
 def _spoken(recipe: Recipe, prompt: Prompt, seed: int, device: str) -> tuple[Sample, dict[str, int]]:

@@ -5,6 +5,7 @@ The file holds nothing that depends on where or when it was made, so every engin
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from f5lab import caches, engines, provenance
+from f5lab import caches, engines
 from f5lab.engines import Done, Perform, Task
 from f5lab.errors import RunError
 from f5lab.paths import atomic_path, existing_file
@@ -72,7 +73,7 @@ class Outcome:
 
 def run(
     tasks: Sequence[dict[str, Any]], perform: Perform, *, engine: Engine = "local", jobs: int = 1, address: str | None = None,
-    gpus: float = 0.0, retries: int = engines.RETRIES, watch: Callable[[int, int], None] = lambda done, of: None,
+    cpus: int = 1, gpus: float = 0.0, retries: int = engines.RETRIES, watch: Callable[[int, int], None] = lambda done, of: None,
 ) -> Outcome:  # fmt: skip
     """Perform tasks that were not performed before, keep each row as it comes, and return all rows in order.
 
@@ -96,12 +97,13 @@ def run(
     cached = len(known)
     watch(cached, len(unique))
     missing: list[Task] = [(key, told) for key, told in unique.items() if key not in known]
-    for done in _engine(missing, perform, engine, jobs, address, gpus, retries) if missing else ():
+    for done in _engine(missing, perform, engine, jobs, address, cpus, gpus, retries) if missing else ():
         known[done.key] = done.row if done.row is not None else {"problem": done.lost}
         if not known[done.key].get("problem"):  # what failed is tried again by the next sweep
             caches.write(CACHE, done.key, json.dumps(done.row, allow_nan=False).encode())
         watch(len(known), len(unique))
-    rows = tuple(_row(told, known[told["key"]]) for told in tasks)
+    names = _names(tasks)
+    rows = tuple(_row(told, known[told["key"]], names) for told in tasks)
     return Outcome(rows, len(missing), cached, time.perf_counter() - start)
 
 
@@ -111,20 +113,37 @@ def _kept(key: str) -> dict[str, Any] | None:
 
 
 def _engine(
-    tasks: Sequence[Task], perform: Perform, engine: Engine, jobs: int, address: str | None, gpus: float, retries: int
+    tasks: Sequence[Task],
+    perform: Perform,
+    engine: Engine,
+    jobs: int,
+    address: str | None,
+    cpus: int,
+    gpus: float,
+    retries: int,
 ) -> Iterator[Done]:
     if engine == "ray":
-        return engines.run_ray(tasks, perform, address=address, gpus=gpus, retries=retries)
+        return engines.run_ray(tasks, perform, address=address, cpus=cpus, gpus=gpus, retries=retries)
     if jobs == 1:
         return engines.run_here(tasks, perform)
     return engines.run_processes(tasks, perform, jobs=min(jobs, len(tasks)), retries=retries)
 
 
-def _row(told: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
-    recipe, file = told["recipe"], Path(told["recipe"]["checkpoint"])
+def _names(tasks: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Return how each checkpoint is named, by its digest: folder and file, marked where two share them."""
+    named = {
+        told["checkpoint_sha256"]: "/".join(Path(told["recipe"]["checkpoint"]).parts[-2:])
+        for told in reversed(list(tasks))
+    }
+    twice = {name for name, count in Counter(named.values()).items() if count > 1}
+    return {digest: f"{name} {digest[:6]}" if name in twice else name for digest, name in named.items()}
+
+
+def _row(told: dict[str, Any], measured: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    recipe, sha256 = told["recipe"], told["checkpoint_sha256"]
     row = {name: recipe.get(name) for name in SCHEMA.names} | {
-        "case": told["case"], "checkpoint": f"{file.parent.name}/{file.name}", "recipe": told["recipe_name"], "start": told["start"],
-        "checkpoint_sha256": provenance.fingerprint(file).sha256, "arch": json.dumps(recipe["arch"], sort_keys=True),
+        "case": told["case"], "checkpoint": names[sha256], "recipe": told["recipe_name"], "start": told["start"],
+        "checkpoint_sha256": sha256, "arch": json.dumps(recipe["arch"], sort_keys=True),
         "prompt": told["prompt"]["id"], "seed": told["seed"], "key": told["key"], "notes": "", "problem": "",
     }  # fmt: skip
     return row | {name: value for name, value in measured.items() if name in SCHEMA.names}
@@ -194,20 +213,22 @@ def summarise(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if k not in empty} for r in listed]
 
 
-def _recipes(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    columns = varying(frame) or ["recipe"]
+def _recipes(frame: pd.DataFrame, columns: list[str] | None = None) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    columns = columns or varying(frame) or ["recipe"]
     for values, rows in frame.groupby(columns, sort=False, dropna=False):
         yield {c: None if pd.isna(v) else v for c, v in zip(columns, values)}, rows
 
 
 def best(frame: pd.DataFrame, measure: str = "cer") -> Choice | None:
-    """Return the recipe with the lowest mean of a measure, and those that are not told apart from it; pairs share prompt and seed.
+    """Return the recipe with the lowest mean of a measure, and those that are not told apart from it.
 
-    Recipes that were not measured on every prompt and seed are left out; None when that leaves none.
+    Pairs share case, prompt and seed, so recipes are compared over all cases. Those that were not measured on every one
+    are left out; None when that leaves none. What differs between cases only does not tell recipes apart.
     """
     candidates, groups = {}, None
     full = frame.groupby(["case", "prompt", "seed"]).ngroups
-    for values, rows in _recipes(frame):
+    within = [c for c in varying(frame) if c != "case" and (frame.groupby("case")[c].nunique(dropna=False) > 1).any()]
+    for values, rows in _recipes(frame, within or ["recipe"]):
         rows = rows.sort_values(["case", "prompt", "seed"])
         if rows[measure].notna().all() and len(rows) == full:
             name = ", ".join(f"{k} {v}" for k, v in values.items())
