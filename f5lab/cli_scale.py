@@ -55,7 +55,8 @@ def series(
     told = many.report(found)
     paths.write_text(out / "series.json", inert.json_text(told) + "\n")
     paths.write_text(out / "series.html", series_pages.page(found))
-    _deliver(told, many.table_rows(found), out / "series.html", json_file)
+    rows = [{k: v for k, v in row.items() if k != "says"} for row in many.table_rows(found)]
+    _deliver(told | {"notes": [*told["notes"], *many.remarks(found)]}, rows, out / "series.html", json_file)
     if found.failed:
         raise RunError(
             f"{len(found.failed)} of {len(found.rows)} checkpoints could not be measured as asked", offenders=found.failed,

@@ -339,10 +339,21 @@ def table_rows(series: Series) -> list[dict[str, Any]]:
                 if any(slot in r.get(part, {}) for r in series.rows):
                     found = mean_interval(row, part, slot)
                     shown[f"{name} {of}"] = found[0] if found else None
-        shown["says"] = "; ".join([row["problem"], *row["notes"]] if row["problem"] else row["notes"]) or None
+        shown["says"] = (
+            "; ".join(["not measured as asked, see the reason above"] * bool(row["problem"]) + row["notes"]) or None
+        )
         listed.append(shown)
     empty = [k for k in listed[0] if k not in ("update", "file") and all(r[k] is None for r in listed)]
     return [{k: v for k, v in r.items() if k not in empty} for r in listed]
+
+
+def remarks(series: Series) -> list[str]:
+    """Return what has to be said of single checkpoints, each sentence once; why one failed is said elsewhere."""
+    said: dict[str, list[str]] = {}
+    for row in series.rows:
+        for note in row["notes"]:
+            said.setdefault(note, []).append(row["file"])
+    return [f"{', '.join(files)}: {note}" for note, files in said.items()]
 
 
 def _percent(share: float | None) -> float | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from f5lab.series import Series
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-PART_LABELS = {"probe": "probe loss (share unexplained)", "speech": "CER"}
+PART_LABELS = {"probe": "probe loss", "speech": "CER"}
 
 
 def draw(series: "Series") -> "Figure":
@@ -52,7 +52,7 @@ def _lines(series: "Series") -> list[tuple[str, dict[str, list[tuple[float, floa
     shares = {kind: [(x, _times(s.get(kind), 100)) for x, s in share] for kind in ("measured", "expected")}
     return [
         ("L2 norm of the weights", over(lambda row, slot: row.get("norm", {}).get(slot))),
-        ("distance to the base (% of its norm)", over(lambda row, slot: _times(row.get("from_base", {}).get(slot), 100))),
+        ("distance to the base (%)", over(lambda row, slot: _times(row.get("from_base", {}).get(slot), 100))),
         ("base in the EMA (%)", {k: p for k, p in shares.items() if any(y is not None for _, y in p)}),
         *((name, over(lambda row, slot, part=part: (mean_interval(row, part, slot) or (None,))[0])) for part, name in PART_LABELS.items()),
     ]  # fmt: skip

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Bench:
     draws: int
     device: str
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Digest of everything but the checkpoint that a probe loss depends on."""
         heard = [[i.id, i.text, i.start_s, hashlib.sha256(i.wave.samples.tobytes()).hexdigest()] for i in self.items]
@@ -73,7 +73,7 @@ class Booth:
     prompts: int
     seeds: tuple[int, ...]
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Digest of everything but the checkpoint that a CER depends on."""
         spoken = [[p.id, p.ref_text, p.gen_text, provenance.fingerprint(p.ref_audio).sha256] for p in self.spoken]

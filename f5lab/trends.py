@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from f5lab.plots import PALETTE
 from f5lab.statistics import Estimate, bootstrap_mean, paired_difference
@@ -162,6 +163,8 @@ def plot_lines(
     if lines:
         ax.legend(fontsize=7, loc="best")
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    ax.ticklabel_format(useOffset=False)
     ax.grid(axis="y", lw=0.4, color="#ddd")
 
 

@@ -30,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write(tmp_path: Path, told: dict[str, Any]) -> Path:
     path = tmp_path / "sweep.yaml"
-    path.write_text(yaml.safe_dump(told), encoding="utf-8")
+    path.write_text(yaml.safe_dump(told, sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -46,11 +46,19 @@ def test_the_grid_is_every_combination_in_order(tmp_path: Path) -> None:
 
 
 def test_settings_are_laid_over_the_recipe_that_is_named(tmp_path: Path) -> None:
-    recipes = {"as it is": {}, "as trained": {"start": "repaired"}, "one option": {"arch": {"pe_attn_head": 1}, "sway_sampling_coef": None}}
-    plain, trained, one = (t["recipe"] for t in expand(tmp_path, {"cases": [CASE], "recipes": recipes, "prompts": ["p03"]}))
+    recipes = {
+        "as it is": {},
+        "as trained": {"start": "repaired"},
+        "one option": {"arch": {"pe_attn_head": 1}, "sway_sampling_coef": None},
+    }
+    plain, trained, one = (
+        t["recipe"] for t in expand(tmp_path, {"cases": [CASE], "recipes": recipes, "prompts": ["p03"]})
+    )
     case = load_case(CASE)
     assert trained["front_end"] == case.training.front_end == "raw" != plain["front_end"]
-    assert one["arch"] == plain["arch"] | {"pe_attn_head": 1} and "pe_attn_head" not in {k for k, v in plain["arch"].items() if v == 1}
+    assert one["arch"] == plain["arch"] | {"pe_attn_head": 1} and "pe_attn_head" not in {
+        k for k, v in plain["arch"].items() if v == 1
+    }
     assert one["sway_sampling_coef"] is None and plain["sway_sampling_coef"] == -1.0
 
 
@@ -81,11 +89,21 @@ def test_a_key_is_of_the_content_and_not_of_names_and_places(tmp_path: Path) -> 
     (told,) = expand(tmp_path, {"cases": [CASE], "prompts": ["p01"]})
     copy = tmp_path / "elsewhere.ogg"
     copy.write_bytes(Path(told["prompt"]["ref_audio"]).read_bytes())
-    moved = told | {"case": "renamed", "recipe_name": "x", "prompt": told["prompt"] | {"ref_audio": str(copy), "id": "other"}}
+    moved = told | {
+        "case": "renamed",
+        "recipe_name": "x",
+        "prompt": told["prompt"] | {"ref_audio": str(copy), "id": "other"},
+    }
     assert sweep_tasks.content_key(moved) == told["key"]
     copy.write_bytes(copy.read_bytes() + b"x")
     assert sweep_tasks.content_key(moved) != told["key"]
-    for change in ({"seed": 1}, {"threads": 2}, {"language": "en"}, {"asr": "small"}, {"recipe": told["recipe"] | {"speed": 0.9}}):
+    for change in (
+        {"seed": 1},
+        {"threads": 2},
+        {"language": "en"},
+        {"asr": "small"},
+        {"recipe": told["recipe"] | {"speed": 0.9}},
+    ):
         assert sweep_tasks.content_key(told | change) != told["key"], change
 
 
@@ -95,7 +113,9 @@ def test_a_worker_with_other_files_refuses(tmp_path: Path) -> None:
         sweep_tasks.perform(told | {"seed": 5})
 
 
-def test_engines_write_the_same_bytes_and_nothing_is_done_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_write_the_same_bytes_and_nothing_is_done_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tasks, files = expand(tmp_path), []
     monkeypatch.setenv("TOY_MARKS", str(tmp_path))
     for name, perform, jobs in (("here", toy_tasks.measure, 1), ("processes", toy_tasks.die_once, 2)):
@@ -135,7 +155,9 @@ def test_two_cases_are_compared_within_each(tmp_path: Path) -> None:
     told = yaml.safe_load(Path(CASE).read_text(encoding="utf-8")) | {"name": "other"}
     other.write_text(yaml.safe_dump(_absolute(told, Path(CASE).parent)), encoding="utf-8")
     frame = _frame(tmp_path, GRID | {"cases": [CASE, str(other)]}, toy_tasks.measure)
-    frame["cer"] = 0.5 + 0.1 * (frame["weights"] == "ema") + 0.3 * (frame["case"] == "other") + 0.01 * frame["nfe_step"] / 8
+    frame["cer"] = (
+        0.5 + 0.1 * (frame["weights"] == "ema") + 0.3 * (frame["case"] == "other") + 0.01 * frame["nfe_step"] / 8
+    )
     found = sweeps.best(frame)
     assert found.best == "weights raw, nfe_step 8" and found.decided and found.value.n == 4
     assert sweeps.summarise(frame)[0]["case"] == "ptbr"
@@ -159,7 +181,9 @@ def test_a_plot_shows_the_means_of_the_rows(tmp_path: Path) -> None:
 
     frame = _frame(tmp_path, GRID, toy_tasks.measure)
     figure = sweeps.plot(frame, x="nfe_step", y="cer", by="weights")
-    drawn = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines if not line.get_label().startswith("_")}
+    drawn = {
+        line.get_label(): line.get_ydata() for line in figure.axes[0].lines if not line.get_label().startswith("_")
+    }
     for weights in ("raw", "ema"):
         chosen = frame[frame["weights"] == weights]
         assert list(drawn[weights]) == pytest.approx([chosen[chosen["nfe_step"] == n]["cer"].mean() for n in (8, 16)])
@@ -190,13 +214,17 @@ def test_a_real_clip_is_measured_and_repeats_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_does_not_fit_the_weights_is_a_row_with_its_reason(tmp_path: Path) -> None:
-    tasks = expand(tmp_path, {"cases": [CASE], "grid": {"arch": [{"depth": 7}]}, "prompts": ["p01"], "measures": ["loss"]})
+    tasks = expand(
+        tmp_path, {"cases": [CASE], "grid": {"arch": [{"depth": 7}]}, "prompts": ["p01"], "measures": ["loss"]}
+    )
     outcome = sweeps.run(tasks, sweep_tasks.perform)
     assert len(outcome.failed) == 1 and "p01 seed 0" in outcome.failed[0] and outcome.rows[0]["loss"] is None
 
 
 @LONG
-def test_a_ray_cluster_that_loses_a_node_writes_what_one_machine_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_cluster_that_loses_a_node_writes_what_one_machine_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -218,9 +246,14 @@ def test_a_ray_cluster_that_loses_a_node_writes_what_one_machine_writes(tmp_path
     finally:
         cluster.shutdown()
     begun = [path.name.rpartition("-") for path in marks.iterdir()]
-    assert len({pid for _, _, pid in begun}) > 1 and len(begun) > len(tasks)  # two workers, and something was begun twice
+    assert len({pid for _, _, pid in begun}) > 1 and len(begun) > len(
+        tasks
+    )  # two workers, and something was begun twice
     assert outcome.failed == [] and outcome.computed == len(tasks) == 24
-    files = [sweeps.write_parquet(rows, tmp_path / f"{i}.parquet").read_bytes() for i, rows in enumerate((expected, outcome.rows))]
+    files = [
+        sweeps.write_parquet(rows, tmp_path / f"{i}.parquet").read_bytes()
+        for i, rows in enumerate((expected, outcome.rows))
+    ]
     assert files[0] == files[1]
 
 

@@ -13,7 +13,9 @@ def losses(mean: float, spread: float = 0.002, seed: int = 0) -> np.ndarray:
 
 
 def test_one_that_is_better_on_every_recording_is_named_with_its_interval() -> None:
-    found = choose("probe loss", {"early": losses(0.60, seed=1), "best": losses(0.55, seed=2), "late": losses(0.58, seed=3)})
+    found = choose(
+        "probe loss", {"early": losses(0.60, seed=1), "best": losses(0.55, seed=2), "late": losses(0.58, seed=3)}
+    )
     assert found.best == "best" and found.decided and [r.name for r in found.rivals] == ["late", "early"]
     assert found.value.low < losses(0.55, seed=2).mean() < found.value.high
     assert "Every other one is worse; the nearest, late" in found.says and "n=8 recordings" in found.says

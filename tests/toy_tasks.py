@@ -13,7 +13,14 @@ from f5lab.errors import RunError
 def measure(told: dict[str, Any]) -> dict[str, Any]:
     """Return figures that depend on the task alone."""
     number = int(hashlib.sha256(told["key"].encode()).hexdigest()[:8], 16) / 2**32
-    return {"cer": number, "heard": told["key"][:4], "loss": 1 - number, "forwards": 64, "cost_frames": 100, "seconds": time.time()}
+    return {
+        "cer": number,
+        "heard": told["key"][:4],
+        "loss": 1 - number,
+        "forwards": 64,
+        "cost_frames": 100,
+        "seconds": time.time(),
+    }
 
 
 def measure_slowly(told: dict[str, Any]) -> dict[str, Any]:
