@@ -28,10 +28,12 @@ class Ledger:
     ----------
     damaged : int
         Lines that were not as they had been written; what they held is done again.
+    added : int
+        Results that were put by this object.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.damaged = path, 0
+        self.path, self.damaged, self.added = path, 0, 0
         self._known: dict[tuple[str, str], Any] = {}
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         for line in filter(str.strip, lines):
@@ -68,6 +70,7 @@ class Ledger:
             f.flush()
             os.fsync(f.fileno())
         self._known[part, key] = value
+        self.added += 1
         return value
 
     def _ends_a_line(self) -> bool:

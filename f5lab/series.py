@@ -148,13 +148,15 @@ def run(
     booth, controls = _booth(bench, plan, notes)
     rows = []
     for path in paths:
+        before = ledger.added
         row = series_rows.measure(path, base, bench if plan.probe else None, booth, ledger)
         row["number"] = number_of(path)
         if row["number"] is not None and row.get("update") not in (None, row["number"]):
             row["notes"] = [*row["notes"], f"named {row['number']}, holds update {row['update']}"]
         rows.append(row)
         watch(row)
-        gc.collect()
+        if ledger.added > before:  # an opened checkpoint lies in a cycle
+            gc.collect()
     rows.sort(key=lambda row: (_update(row) is None, _update(row) or 0))
     context = {
         "base": str(base.path) if base is not None else None,

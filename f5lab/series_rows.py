@@ -124,7 +124,6 @@ def measure(
                 )
             except LabError as error:
                 problems.append(f"{slot}: {error}")
-            gc.collect()
     return row | {"problem": "; ".join(dict.fromkeys(problems)), "seconds": time.perf_counter() - start}
 
 
@@ -243,6 +242,7 @@ def settings_of(
 
     def search() -> dict[str, Any]:
         truth = Exam(case, device=device, limit=recordings, draws=draws, asr="").truth
+        gc.collect()  # the models of the search lie in cycles
         return {
             "recipe": truth.recipe.model_dump(mode="json"), "known": truth.known,
             "tells": truth.identifiable, "problem": truth.problem,
@@ -251,5 +251,4 @@ def settings_of(
     found = _once(ledger, "settings", key, search)
     if not Path(found["recipe"]["vocab"]).is_file():  # a repaired one lies in the cache, which may have been emptied
         found = search()
-    gc.collect()
     return Recipe.model_validate(found["recipe"]), found
