@@ -1,8 +1,10 @@
 """Sweeps: the grid as it was asked for, each task once, the same file from every engine, damage and failure seen."""
 
+import contextlib
 import itertools
 import json
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -234,10 +236,9 @@ def test_a_ray_cluster_that_loses_a_node_writes_what_one_machine_writes(
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     expected = sweeps.run(tasks, toy_tasks.measure).rows
     monkeypatch.setenv("F5LAB_CACHE", str(tmp_path / "cluster"))
-    options = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=options)
+    cluster = Cluster(initialize_head=True, head_node_args=_node())
     try:
-        second = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+        second = cluster.add_node(**_node())
         cluster.wait_for_nodes()
         killed = threading.Thread(target=_kill_when_two_work, args=(cluster, second, marks))
         killed.start()
@@ -255,6 +256,17 @@ def test_a_ray_cluster_that_loses_a_node_writes_what_one_machine_writes(
         for i, rows in enumerate((expected, outcome.rows))
     ]
     assert files[0] == files[1]
+
+
+def _node() -> dict[str, Any]:
+    """A node of one core. Ports that are known from the start: a raylet waits 15 s for those that its agents choose, and then dies."""
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(contextlib.closing(socket.socket())) for _ in range(4)]
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        ports = [one.getsockname()[1] for one in held]
+    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    return {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False, **dict(zip(names, ports))}
 
 
 def _kill_when_two_work(cluster: Any, node: Any, marks: Path) -> None:
