@@ -6,18 +6,19 @@ checkpoints, vocabs, samplers``; each imports only from the layers above it:
 0. ``errors`` ``inert`` ``specs`` ``presets`` ``paths`` ``caches`` ``remedies`` ``findings`` ``verdicts`` ``catalogue`` ``provenance``
    ``tables``: no torch; untrusted files: ``refusals`` ``sources`` ``stored_tensors`` ``pickles`` ``zip_audit`` ``manifests``
    ``safetensor_headers`` ``torch_files`` ``file_kinds`` ``file_reader`` ``processes`` ``opinion_reader`` ``sandbox`` ``second_opinion``
-   ``weights_files`` ``layouts``
+   ``weights_files`` ``layouts``; many tasks: ``ledgers`` ``engines`` ``sweep_specs``
 1. ``mappings`` ``origins`` ``contents`` ``vocoder_folders``
    ``audio`` ``checkpoints`` ``anatomy`` ``architectures`` ``diffs`` ``ema`` ``schedules`` ``vocabs`` ``metrics`` ``statistics`` ``plots``
-   ``figures`` ``pitch`` ``readings``, one pass over weights: ``sums`` ``vector_loops`` ``reductions`` ``scans`` ``stored_scans``: numeric,
+   ``figures`` ``trends`` ``pitch`` ``readings``, one pass over weights: ``sums`` ``vector_loops`` ``reductions`` ``scans`` ``stored_scans``: numeric,
    know nothing of f5_tts
 2. ``models`` (the one importer of f5_tts and vocos), ``asr`` (the one importer of whisper), ``whisper_weights`` ``speakers`` ``opinions``
 3. ``samplers`` ``oracles`` ``cycles`` ``voices`` ``discovery``; the diagnosis: ``factors`` ``probes`` ``parity`` ``settings_search`` ``examinations``
    ``weight_faults`` ``setting_faults`` ``text_faults`` ``audio_faults`` ``listening`` ``diagnosis``; its calibration: ``planting`` ``plants*``
    ``calibration``; ``bundles`` ``bundle_speech`` ``spellings``; inside the model: ``activations`` ``trajectories`` ``alignments``
-   ``model_figures``; settings and weights: ``grids`` ``blends``; the specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``
-4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders`` ``workbook`` ``resuming`` ``console`` ``cli`` ``cli_blends``;
-   finished runs: ``privacy`` ``runs`` ``run_index`` ``comparisons`` ``redaction`` ``sharing`` ``archives`` ``cli_runs``
+   ``model_figures``; settings and weights: ``grids`` ``blends``; many
+   checkpoints: ``series`` ``series_rows`` ``sweep_tasks`` ``sweeps``; the specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``
+4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders`` ``workbook`` ``resuming`` ``console`` ``cli`` ``cli_blends`` ``cli_scale``
+   ``series_pages``; finished runs: ``privacy`` ``runs`` ``run_index`` ``comparisons`` ``redaction`` ``sharing`` ``archives`` ``cli_runs``
 """
 
 from typing import TYPE_CHECKING, Any

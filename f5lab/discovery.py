@@ -36,8 +36,15 @@ class Found:
     missing: list[str] = field(default_factory=list)
 
 
-def explore(folder: Path) -> Found:
+def explore(folder: Path, *, checkpoint: Path | None = None, prompts: int = MAX_PROMPTS) -> Found:
     """Look through a training folder.
+
+    Parameters
+    ----------
+    checkpoint : Path, optional
+        The one to read the architecture from; left out, the last one of the folder that was written last.
+    prompts : int
+        Most prompts drawn from the dataset, two recordings each.
 
     Raises
     ------
@@ -46,14 +53,14 @@ def explore(folder: Path) -> Found:
     """
     if not folder.is_dir():
         raise CaseError(f"{folder} is not a folder", expected="the training folder")
-    found = Found(_checkpoint(folder))
+    found = Found(checkpoint or _checkpoint(folder))
     home = found.checkpoint.parent
     bases = sorted(home.glob("pretrained_*.pt")) + sorted(home.glob("pretrained_*.safetensors"))
     found.base = bases[0] if bases else None
     if len(bases) > 1:
         found.assumed.append(f"base: {bases[0].name}, the first of {len(bases)} pretrained_* files")
     found.samples = home / "samples" if (home / "samples").is_dir() else None
-    _read_data(folder, home, found)
+    _read_data(folder, home, found, prompts)
     _read_settings(folder, home, found)
     implied = architectures.implied(open_checkpoint(found.checkpoint).weights(_slot(found.checkpoint)))
     options = implied.options() if callable(implied.options) else implied.options
@@ -90,7 +97,7 @@ def _checkpoint(folder: Path) -> Path:
     return last[0] if last else max(here, key=lambda p: int("".join(re.findall(r"\d+", p.stem)) or -1))
 
 
-def _read_data(folder: Path, home: Path, found: Found) -> None:
+def _read_data(folder: Path, home: Path, found: Found, prompts: int) -> None:
     folders = sorted(
         {p.parent for p in folder.rglob("vocab.txt")} | {p.parent for p in home.parent.parent.glob("data/*/vocab.txt")}
     )
@@ -111,7 +118,7 @@ def _read_data(folder: Path, home: Path, found: Found) -> None:
     elif rows and tokenizer not in TOKENIZERS:
         found.front_end = "pinyin"
         found.assumed.append("front_end: pinyin, since the dataset's texts are token lists")
-    _draw_prompts(rows, found)
+    _draw_prompts(rows, found, prompts)
 
 
 def read_rows(arrow: Path) -> list[dict[str, Any]]:
@@ -135,7 +142,7 @@ def read_rows(arrow: Path) -> list[dict[str, Any]]:
                 raise CaseError(f"{arrow} is not an Arrow file", expected="what prepare_csv_wavs writes") from error
 
 
-def _draw_prompts(rows: list[dict[str, Any]], found: Found) -> None:
+def _draw_prompts(rows: list[dict[str, Any]], found: Found, prompts: int) -> None:
     usable = [
         (row["audio_path"], "".join(row["text"]))
         for row in rows
@@ -145,8 +152,8 @@ def _draw_prompts(rows: list[dict[str, Any]], found: Found) -> None:
     if gone:
         found.missing.append(f"audio of {gone} of {len(rows)} dataset rows")
     texts = {text: path for path, text in usable}
-    step = max(1, len(texts) // (2 * MAX_PROMPTS))
-    chosen = list(texts.items())[::step][: 2 * MAX_PROMPTS]
+    step = max(1, len(texts) // (2 * prompts))
+    chosen = list(texts.items())[::step][: 2 * prompts]
     for number, ((ref_text, ref), (text, gen)) in enumerate(zip(chosen[::2], chosen[1::2], strict=False), start=1):
         found.prompts.append(
             {"id": f"p{number:02d}", "ref_audio": ref, "ref_text": ref_text, "gen_text": text, "gen_audio": gen}

@@ -13,12 +13,13 @@ LAYERS = [
         "errors", "inert", "paths", "caches", "remedies", "presets", "specs", "findings", "provenance", "tables", "catalogue", "verdicts",
         "refusals", "sources", "stored_tensors", "pickles", "zip_audit", "manifests", "safetensor_headers", "torch_files",
         "file_kinds", "file_reader", "processes", "opinion_reader", "sandbox", "second_opinion", "weights_files", "layouts",
+        "ledgers", "engines", "sweep_specs",
     },
     {
         "mappings", "origins", "contents", "vocoder_folders",
         "sums", "vector_loops", "reductions", "scans", "stored_scans",
         "anatomy", "architectures", "audio", "checkpoints", "diffs", "ema", "figures", "metrics", "plots", "schedules",
-        "statistics", "vocabs", "pitch", "readings",
+        "statistics", "vocabs", "trends", "pitch", "readings",
     },
     {"models", "asr", "whisper_weights", "speakers", "opinions"},
     {
@@ -26,9 +27,9 @@ LAYERS = [
         "parity", "prompt_timing", "examinations", "settings_search", "weight_faults", "setting_faults", "text_faults",
         "audio_faults", "listening", "diagnosis", "calibration", "planting", "plants", "plants_audio", "plants_harmless",
         "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings",
-        "activations", "trajectories", "alignments", "grids", "blends", "model_figures",
+        "activations", "trajectories", "alignments", "grids", "blends", "model_figures", "series", "series_rows", "sweep_tasks", "sweeps",
     },
-    {"parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "widgets", "console", "cli", "cli_runs", "cli_blends", "privacy",
+    {"parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "widgets", "console", "cli", "cli_runs", "cli_blends", "cli_scale", "series_pages", "privacy",
      "runs", "run_index", "comparisons", "redaction", "sharing", "archives", "__main__"},
 ]  # fmt: skip
 SOLE_IMPORTERS = {
@@ -46,7 +47,7 @@ SOLE_IMPORTERS = {
     "picklescan": {"opinion_reader"},
 }
 WITHOUT_TORCH = {*LAYERS[0], "parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "console", "cli",
-                 "cli_runs", "cli_blends", "privacy", "runs", "run_index", "comparisons", "redaction", "sharing", "archives"}
+                 "cli_runs", "cli_blends", "cli_scale", "privacy", "runs", "run_index", "comparisons", "redaction", "sharing", "archives"}
 LIGHT = ("f5lab", "f5lab.cli", "f5lab.tables", "f5lab.reports", "f5lab.workbook", "f5lab.kernels")
 MOST_LINES, MOST_FUNCTION_LINES = 450, 50
 
