@@ -3,7 +3,7 @@
 Importing the package is cheap: neither torch nor f5_tts is loaded. Work with the modules, ``from f5lab import
 checkpoints, vocabs, samplers``; each imports only from the layers above it:
 
-0. ``errors`` ``inert`` ``specs`` ``presets`` ``paths`` ``caches`` ``remedies`` ``findings`` ``verdicts`` ``catalogue`` ``provenance``
+0. ``errors`` ``inert`` ``bars`` ``specs`` ``presets`` ``paths`` ``caches`` ``remedies`` ``findings`` ``verdicts`` ``catalogue`` ``provenance``
    ``tables``: no torch; untrusted files: ``refusals`` ``sources`` ``stored_tensors`` ``pickles`` ``zip_audit`` ``manifests``
    ``safetensor_headers`` ``torch_files`` ``file_kinds`` ``file_reader`` ``processes`` ``opinion_reader`` ``sandbox`` ``second_opinion``
    ``weights_files`` ``layouts``

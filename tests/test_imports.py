@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "f5lab"
 LAYERS = [
     {
-        "errors", "inert", "paths", "caches", "remedies", "presets", "specs", "findings", "provenance", "tables", "catalogue", "verdicts",
+        "errors", "inert", "bars", "paths", "caches", "remedies", "presets", "specs", "findings", "provenance", "tables", "catalogue", "verdicts",
         "refusals", "sources", "stored_tensors", "pickles", "zip_audit", "manifests", "safetensor_headers", "torch_files",
         "file_kinds", "file_reader", "processes", "opinion_reader", "sandbox", "second_opinion", "weights_files", "layouts",
     },
