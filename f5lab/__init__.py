@@ -15,7 +15,7 @@ checkpoints, vocabs, samplers``; each imports only from the layers above it:
    ``weight_faults`` ``setting_faults`` ``text_faults`` ``audio_faults`` ``listening`` ``diagnosis``; its calibration: ``planting`` ``plants*``
    ``calibration``; ``bundles`` ``bundle_speech`` ``spellings``; the specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``;
    blind listening: ``blind`` ``blind_answers`` ``blind_results``
-4. ``widgets`` ``blind_widget`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders`` ``workbook`` ``resuming`` ``console`` ``cli``
+4. ``widgets`` ``blind_widget`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders`` ``workbook`` ``resuming`` ``console`` ``cli`` ``cli_blind``
 """
 
 from typing import TYPE_CHECKING, Any

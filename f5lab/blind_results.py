@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from f5lab import blind, paths
-from f5lab.blind import Contest, Kind, Score
+from f5lab.blind import Contest, Kind, Score, Side
 from f5lab.blind_answers import AnswerBook, Session, kept_lines
+from f5lab.errors import RunError
 from f5lab.findings import Outcome
 
 
@@ -162,3 +163,32 @@ def _session_row(session: Session) -> dict[str, Any]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def report(path: Path) -> dict[str, Any]:
+    """Return what a file of answers says, contest by contest, without their clips.
+
+    Raises
+    ------
+    RunError
+        There is no such file.
+    """
+    known, bad = AnswerBook(
+        paths.existing_file(path, RunError, "file of answers", "listen first, in notebook 05")
+    ).read()
+    groups: dict[tuple[str, Kind], list[Session]] = {}
+    for session in known.values():
+        groups.setdefault((session.opened.mark, session.opened.kind), []).append(session)
+    rows = []
+    for (mark, kind), sessions in groups.items():
+        opened = sessions[0].opened
+        contest = Contest(Side(opened.a, mark), Side(opened.b, mark), ())
+        done, rest = [s for s in sessions if s.finished], [s for s in sessions if not s.finished]
+        tally = Tally(contest, kind, tuple(done), tuple(rest))
+        score = tally.score
+        rows.append({
+            "kind": kind, "a": opened.a, "b": opened.b, "finished": len(done), "unfinished": len(rest), "verdict": tally.verdict,
+            "trials": score.n if score else 0, "hits": score.hits if score else None, "share": score.share if score else None,
+            "low": score.low if score else None, "high": score.high if score else None, "p": score.p if score else None,
+        })  # fmt: skip
+    return {"answers": path, "unreadable_lines": bad, "contests": rows}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from f5lab import inert, paths, remedies
+from f5lab import cli_blind, inert, paths, remedies
 from f5lab.console import JsonFile, Progress, deliver, say_path
 from f5lab.errors import LabError, RunError, UsageError
 
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 specimen = typer.Typer(help="The small real F5-TTS in data/: build, check, measure.", no_args_is_help=True)
 app.add_typer(specimen, name="specimen")
+cli_blind.register(app)
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 

@@ -251,6 +251,23 @@ def test_recipes_are_told_apart_by_what_they_are(tmp_path: Path) -> None:
     assert blind.recipe_mark(recipe.but(vocab=copied)) != mark
 
 
+def test_the_command_says_what_was_found(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from f5lab import cli
+
+    book = AnswerBook(tmp_path / "blind.jsonl")
+    finish(book, book.begin(CONTEST, "ab", 6, seed=2))
+    book.begin(CONTEST, "abx", 6)
+    done = CliRunner().invoke(cli.app, ["blind", "--answers", str(book.path), "--json", "-"])
+    assert done.exit_code == 0
+    ab, abx = json.loads(done.stdout)["contests"]
+    assert (ab["b"], ab["hits"], ab["trials"], ab["verdict"]) == ("repaired", 6, 6, "supported")
+    assert (abx["share"], abx["unfinished"], abx["verdict"]) == (None, 1, "inconclusive")
+    missing = CliRunner().invoke(cli.app, ["blind", "--answers", str(tmp_path / "none.jsonl")])
+    assert "does not exist; listen first" in str(missing.exception)
+
+
 def send(panel: BlindListening, **content: object) -> None:
     panel._receive(panel, content, [])
 

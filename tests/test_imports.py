@@ -27,7 +27,7 @@ LAYERS = [
         "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings",
         "blind", "blind_answers", "blind_results",
     },
-    {"parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "widgets", "blind_widget", "console", "cli", "__main__"},
+    {"parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "widgets", "blind_widget", "console", "cli", "cli_blind", "__main__"},
 ]  # fmt: skip
 SOLE_IMPORTERS = {
     "f5_tts": {"models"},
