@@ -1,5 +1,6 @@
 # make report   execute the workbook on CASE (default: the bundled case) and write an HTML report under reports/
 # make test     style check and tests
+# make test-browser   every notebook in JupyterLab and every page of a report, in Chromium (about 20 minutes)
 # make lab      JupyterLab on notebooks/
 # make bench    the measured figures again (ONLY=speed: one script)
 # make clean    remove the environment and caches; reports stay
@@ -12,7 +13,7 @@ STAMP := $(VENV)/.installed
 CASE  ?=
 ARGS  ?=
 
-.PHONY: report test lab bench clean install ffmpeg chromium
+.PHONY: report test test-browser screenshots lab bench clean install ffmpeg chromium
 .DEFAULT_GOAL := report
 
 report: $(STAMP) | ffmpeg
@@ -21,6 +22,13 @@ report: $(STAMP) | ffmpeg
 test: $(STAMP) | ffmpeg chromium
 	$(VENV)/bin/ruff check .
 	$(PY) -m pytest $(ARGS)
+
+test-browser: $(STAMP) | ffmpeg chromium
+	F5LAB_BROWSER=all $(PY) -m pytest -m browser $(ARGS)
+
+# RUN=reports/ptbr/…: pictures of a run's best pages and of the listening panel, for README
+screenshots: $(STAMP) | chromium
+	$(PY) tests/take_screenshots.py $(RUN)
 
 lab: $(STAMP) | ffmpeg
 	$(VENV)/bin/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)

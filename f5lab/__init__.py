@@ -3,7 +3,7 @@
 Importing the package is cheap: neither torch nor f5_tts is loaded. Work with the modules, ``from f5lab import
 checkpoints, vocabs, samplers``; each imports only from the layers above it:
 
-0. ``errors`` ``inert`` ``specs`` ``presets`` ``paths`` ``caches`` ``remedies`` ``findings`` ``verdicts`` ``catalogue`` ``provenance``
+0. ``errors`` ``inert`` ``bars`` ``specs`` ``presets`` ``paths`` ``caches`` ``remedies`` ``findings`` ``verdicts`` ``catalogue`` ``provenance``
    ``tables``: no torch; untrusted files: ``refusals`` ``sources`` ``stored_tensors`` ``pickles`` ``zip_audit`` ``manifests``
    ``safetensor_headers`` ``torch_files`` ``file_kinds`` ``file_reader`` ``processes`` ``opinion_reader`` ``sandbox`` ``second_opinion``
    ``weights_files`` ``layouts``; many tasks: ``ledgers`` ``engines`` ``sweep_specs``
@@ -16,8 +16,9 @@ checkpoints, vocabs, samplers``; each imports only from the layers above it:
    ``weight_faults`` ``setting_faults`` ``text_faults`` ``audio_faults`` ``listening`` ``diagnosis``; its calibration: ``planting`` ``plants*``
    ``calibration``; ``bundles`` ``bundle_speech`` ``spellings``; inside the model: ``activations`` ``trajectories`` ``alignments``
    ``model_figures``; settings and weights: ``grids`` ``blends``; many
-   checkpoints: ``series`` ``series_rows`` ``sweep_tasks`` ``sweeps``; the specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``
-4. ``widgets`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders`` ``workbook`` ``resuming`` ``console`` ``cli`` ``cli_blends`` ``cli_scale``
+   checkpoints: ``series`` ``series_rows`` ``sweep_tasks`` ``sweeps``; the specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``;
+   blind listening: ``blind`` ``blind_answers`` ``blind_results``
+4. ``widgets`` ``blind_widget`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders`` ``workbook`` ``resuming`` ``console`` ``cli`` ``cli_blends`` ``cli_scale`` ``cli_blind``
    ``series_pages``; finished runs: ``privacy`` ``runs`` ``run_index`` ``comparisons`` ``redaction`` ``sharing`` ``archives`` ``cli_runs``
 """
 

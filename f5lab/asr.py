@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from f5lab import caches, remedies
+from f5lab import bars, caches, remedies
 from f5lab.audio import Wave, resample
 from f5lab.errors import AsrError
 from f5lab.paths import sha256_file
@@ -92,7 +92,7 @@ class Transcriber:
         heard: dict[str, Transcript] = {key: hit for key in keys if (hit := _read(key)) is not None}
         missing = [i for i in dict(zip(reversed(keys), reversed(range(len(keys))))).values() if keys[i] not in heard]
         missing.sort(key=lambda i: len(waves[i].samples))
-        for start in range(0, len(missing), BATCH):
+        for start in bars.follow(range(0, len(missing), BATCH), "transcribing", "batch"):
             rows = missing[start : start + BATCH]
             for i, transcript in zip(rows, self._decode([waves[i] for i in rows])):
                 heard[keys[i]] = transcript

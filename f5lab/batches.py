@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from f5lab import bars
 from f5lab.errors import ModelError
 from f5lab.samplers import Sample, Studio, inference_prompt, run_inference, spoken_front_end
 from f5lab.specs import Prompt, Recipe
@@ -89,7 +90,7 @@ def speak_pairs(studio: Studio, recipe: Recipe, pairs: Sequence[Pair]) -> list[S
     """
     done: dict[int, Sample] = {}
     if recipe.path == "inference":
-        for numbers, requests in _groups(studio, recipe, pairs):
+        for numbers, requests in bars.follow(list(_groups(studio, recipe, pairs)), f"speaking: {recipe.name}", "batch"):
             for number, sample in zip(numbers, _speak_group(studio, recipe, [pairs[i] for i in numbers], requests)):
                 done[number] = sample
     for number, (prompt, seed) in enumerate(pairs):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from f5lab import cli_blends, cli_runs, cli_scale, inert, paths, remedies
+from f5lab import cli_blends, cli_blind, cli_runs, cli_scale, inert, paths, remedies
 from f5lab.console import JsonFile, Progress, deliver, say_path
 from f5lab.errors import LabError, RunError, UsageError
 
@@ -40,6 +40,7 @@ app.add_typer(specimen, name="specimen")
 cli_runs.register(app)
 cli_blends.register(app)
 cli_scale.register(app)
+cli_blind.register(app)
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 

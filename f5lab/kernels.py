@@ -62,7 +62,7 @@ class Executed:
 def own_kernel() -> Iterator[Path]:
     """Make ``python3`` mean this interpreter, with no start-up files of the user; yield the temporary folder.
 
-    The kernel finds f5lab where this process found it, draws figures inline, and has a fixed hash seed.
+    The kernel finds f5lab where this process found it, draws figures inline, and has a fixed hash seed, and shows no progress bars.
     """
     with tempfile.TemporaryDirectory(prefix="f5lab-kernel-") as name:
         folder = Path(name)
@@ -76,6 +76,7 @@ def own_kernel() -> Iterator[Path]:
             "env": {
                 "PYTHONPATH": os.pathsep.join(search),
                 "PYTHONHASHSEED": "0",
+                "TQDM_DISABLE": "1",
                 "IPYTHONDIR": str(folder / "ipython"),
                 "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             },

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from f5lab import models
+from f5lab import bars, models
 from f5lab.audio import Wave, load_wave, resample
 from f5lab.errors import AudioError, CaseError, ModelError
 from f5lab.specs import Arch, Case, FrontEnd, Prompt, Recipe, Vocoder
@@ -189,7 +189,8 @@ class Studio:
     def speak_all(self, recipe: Recipe, prompts: Sequence[Prompt], seeds: Iterable[int]) -> list[Sample]:
         """Synthesise every prompt with every seed, prompts outermost."""
         seeds = list(seeds)
-        return [self.speak(recipe, prompt, seed) for prompt in prompts for seed in seeds]
+        pairs = [(prompt, seed) for prompt in prompts for seed in seeds]
+        return [self.speak(recipe, *pair) for pair in bars.follow(pairs, f"speaking: {recipe.name}", "clip")]
 
     def _log_sample(self, recipe: Recipe, clip: Path, text: str, seed: int) -> tuple[Wave, np.ndarray]:
         """Follow ``Trainer.train`` (model/trainer.py 1.1.22, ``if self.log_samples``) line by line."""

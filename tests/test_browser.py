@@ -1,39 +1,31 @@
-"""Reports of a hostile case in a real browser: nothing runs, nothing is fetched, players play and figures show.
+"""Reports of a hostile case in a real browser: nothing runs, nothing is fetched, players play, figures show, phones and paper do.
 
-With ``F5LAB_KILLS=30`` the workbook's own notebooks on checkpoints and vocabs are opened too.
+With ``F5LAB_KILLS=30`` the workbook's own notebooks on checkpoints and vocabs are opened too; with ``F5LAB_BROWSER=all`` (``make
+test-browser``) the report of the bundled case.
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hostile_case
 import pytest
+from browsers import CHROMIUM, FIGURES, NO_CHROMIUM, PLAYERS, chromium
 from toy_workbook import write_workbook
 
 from f5lab import workbook
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--disable-quic", "--autoplay-policy=no-user-gesture-required",
-]  # fmt: skip
 LONG = os.environ.get("F5LAB_KILLS", "3") != "3"
+ALL = os.environ.get("F5LAB_BROWSER") == "all"
+PHONE = {"viewport": {"width": 375, "height": 667}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+WIDER = """() => { const wide = document.documentElement.clientWidth;
+  return [document.documentElement.scrollWidth - wide, ...[...document.querySelectorAll('body *')]
+    .filter(e => !e.closest('.scroll, .out, pre, .chips') && e.getBoundingClientRect().right > wide + 1)
+    .map(e => e.outerHTML.slice(0, 120))]; }"""
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: sudo apt-get install chromium")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)]
 
-PLAYERS = """async () => {
-  const times = [];
-  for (const player of document.querySelectorAll('audio[src]')) {
-    player.preload = 'metadata'; player.load();
-    await new Promise(done => { player.onloadedmetadata = player.onerror = done; setTimeout(done, 5000); });
-    times.push(player.duration);
-  }
-  return times;
-}"""
-FIGURES = "() => [...document.querySelectorAll('img')].map(i => [i.src.slice(0, 14), i.naturalWidth])"
 LIVE = """() => [...document.querySelectorAll('*')].filter(e =>
   ['SCRIPT', 'IFRAME', 'OBJECT', 'EMBED', 'LINK', 'BASE', 'FORM', 'svg', 'VIDEO'].includes(e.tagName) ||
   e.getAttributeNames().some(n => n.startsWith('on') || n === 'srcdoc') ||
@@ -56,12 +48,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as running:
         yield running
-        running.close()
 
 
 class Watched:
@@ -155,3 +143,43 @@ def test_the_watch_would_see_a_payload(tmp_path: Path, browser: Any) -> None:
     watched.open(still)
     assert watched.page.evaluate("() => window.canary") == 1
     assert len(watched.page.evaluate(LIVE)) == 1
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return the folder of a quick run of the bundled case, where all is asked for."""
+    if not ALL:
+        return []
+    done = workbook.run(out=tmp_path_factory.mktemp("bundled"), quick=True, device="cpu")
+    assert done.failed == []
+    return [done.folder]
+
+
+def test_pages_fit_a_phone(reports: list[Path], bundled: list[Path], browser: Any) -> None:
+    context = browser.new_context(**PHONE)
+    page = context.new_page()
+    for path in pages(reports + bundled):
+        page.goto(path.as_uri(), wait_until="load")
+        assert page.evaluate(WIDER) == [0], path.name
+        page.evaluate("() => document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert page.evaluate(WIDER) == [0], f"{path.name}, all opened"
+        heights = page.evaluate("() => [...document.querySelectorAll('nav.top a, summary')].map(e => e.getBoundingClientRect().height)")
+        assert min(heights) >= 16, f"{path.name}: too small to touch"
+    context.close()
+
+
+def test_pages_print(reports: list[Path], bundled: list[Path], browser: Any) -> None:
+    context = browser.new_context(viewport={"width": 740, "height": 1000})
+    page = context.new_page()
+    page.emulate_media(media="print")
+    for path in pages(reports + bundled):
+        page.goto(path.as_uri(), wait_until="load")
+        paper = page.pdf(format="A4")
+        assert paper.startswith(b"%PDF-"), path.name
+        assert paper.count(b"/Type /Page\n") >= 1, path.name
+        shown = page.evaluate("() => [...document.querySelectorAll('nav, audio')].filter(e => getComputedStyle(e).display !== 'none').length")
+        assert shown == 0, path.name
+        assert page.locator("h1").first.is_visible()
+        assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0, path.name
+    context.close()

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "f5lab"
 LAYERS = [
     {
-        "errors", "inert", "paths", "caches", "remedies", "presets", "specs", "findings", "provenance", "tables", "catalogue", "verdicts",
+        "errors", "inert", "bars", "paths", "caches", "remedies", "presets", "specs", "findings", "provenance", "tables", "catalogue", "verdicts",
         "refusals", "sources", "stored_tensors", "pickles", "zip_audit", "manifests", "safetensor_headers", "torch_files",
         "file_kinds", "file_reader", "processes", "opinion_reader", "sandbox", "second_opinion", "weights_files", "layouts",
         "ledgers", "engines", "sweep_specs",
@@ -28,8 +28,9 @@ LAYERS = [
         "audio_faults", "listening", "diagnosis", "calibration", "planting", "plants", "plants_audio", "plants_harmless",
         "plants_settings", "plants_text", "plants_weights", "bundles", "bundle_speech", "spellings",
         "activations", "trajectories", "alignments", "grids", "blends", "model_figures", "series", "series_rows", "sweep_tasks", "sweeps",
+        "blind", "blind_answers", "blind_results",
     },
-    {"parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "widgets", "console", "cli", "cli_runs", "cli_blends", "cli_scale", "series_pages", "privacy",
+    {"parameters", "kernels", "markup", "reports", "run_folders", "workbook", "resuming", "widgets", "console", "cli", "cli_runs", "cli_blends", "cli_scale", "cli_blind", "blind_widget", "series_pages", "privacy",
      "runs", "run_index", "comparisons", "redaction", "sharing", "archives", "__main__"},
 ]  # fmt: skip
 SOLE_IMPORTERS = {

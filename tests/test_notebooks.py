@@ -105,7 +105,7 @@ def test_cells_are_short_and_define_nothing(path: Path) -> None:
 def test_controls_come_after_a_static_call(path: Path) -> None:
     cells = code_cells(path)
     for index, cell in enumerate(cells):
-        if re.search(r"\bwidgets\.\w+\(|\binteract(ive)?\(", cell.source):
+        if re.search(r"widgets?\.\w+\(|\binteract(ive)?\(", cell.source):
             assert "interactive" in tags(cell), cell.id
             assert index > 2
 
