@@ -21,7 +21,7 @@ report: $(STAMP) | ffmpeg
 
 test: $(STAMP) | ffmpeg chromium
 	$(VENV)/bin/ruff check .
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-browser: $(STAMP) | ffmpeg chromium
 	F5LAB_BROWSER=all $(PY) -m pytest -m browser $(ARGS)

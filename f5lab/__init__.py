@@ -3,23 +3,33 @@
 Importing the package is cheap: neither torch nor f5_tts is loaded. Work with the modules, ``from f5lab import
 checkpoints, vocabs, samplers``; each imports only from the layers above it:
 
-0. ``errors`` ``inert`` ``bars`` ``specs`` ``presets`` ``paths`` ``caches`` ``remedies`` ``findings`` ``verdicts`` ``catalogue`` ``provenance``
-   ``tables``: no torch; untrusted files: ``refusals`` ``sources`` ``stored_tensors`` ``pickles`` ``zip_audit`` ``manifests``
-   ``safetensor_headers`` ``torch_files`` ``file_kinds`` ``file_reader`` ``processes`` ``opinion_reader`` ``sandbox`` ``second_opinion``
-   ``weights_files`` ``layouts``; many tasks: ``ledgers`` ``engines`` ``sweep_specs``
-1. ``mappings`` ``origins`` ``contents`` ``vocoder_folders``
-   ``audio`` ``checkpoints`` ``anatomy`` ``architectures`` ``diffs`` ``ema`` ``schedules`` ``vocabs`` ``metrics`` ``statistics`` ``plots``
-   ``figures`` ``trends`` ``pitch`` ``readings``, one pass over weights: ``sums`` ``vector_loops`` ``reductions`` ``scans`` ``stored_scans``: numeric,
-   know nothing of f5_tts
-2. ``models`` (the one importer of f5_tts and vocos), ``asr`` (the one importer of whisper), ``whisper_weights`` ``speakers`` ``opinions``
-3. ``samplers`` ``oracles`` ``cycles`` ``voices`` ``discovery``; the diagnosis: ``factors`` ``probes`` ``parity`` ``settings_search`` ``examinations``
-   ``weight_faults`` ``setting_faults`` ``text_faults`` ``audio_faults`` ``listening`` ``diagnosis``; its calibration: ``planting`` ``plants*``
-   ``calibration``; ``bundles`` ``bundle_speech`` ``spellings``; inside the model: ``activations`` ``trajectories`` ``alignments``
-   ``model_figures``; settings and weights: ``grids`` ``blends``; many
-   checkpoints: ``series`` ``series_rows`` ``sweep_tasks`` ``sweeps``; the specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``;
-   blind listening: ``blind`` ``blind_answers`` ``blind_results``
-4. ``widgets`` ``blind_widget`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders`` ``workbook`` ``resuming`` ``console`` ``cli`` ``cli_blends`` ``cli_scale`` ``cli_blind``
-   ``series_pages``; finished runs: ``privacy`` ``runs`` ``run_index`` ``comparisons`` ``redaction`` ``sharing`` ``archives`` ``cli_runs``
+0. No torch. ``errors`` ``inert`` ``bars`` ``specs`` ``presets`` ``paths`` ``caches`` ``remedies`` ``findings``
+   ``verdicts`` ``catalogue`` ``provenance`` ``tables``
+   Untrusted files: ``refusals`` ``sources`` ``stored_tensors`` ``pickles`` ``zip_audit`` ``manifests``
+   ``safetensor_headers`` ``torch_files`` ``file_kinds`` ``file_reader`` ``processes`` ``opinion_reader`` ``sandbox``
+   ``second_opinion`` ``weights_files`` ``layouts``
+   Many tasks: ``ledgers`` ``engines`` ``sweep_specs``
+1. Numeric, know nothing of f5_tts. ``mappings`` ``origins`` ``contents`` ``vocoder_folders`` ``audio``
+   ``checkpoints`` ``anatomy`` ``architectures`` ``diffs`` ``ema`` ``schedules`` ``vocabs`` ``metrics`` ``statistics``
+   ``plots`` ``figures`` ``trends`` ``pitch`` ``readings``
+   One pass over weights: ``sums`` ``vector_loops`` ``reductions`` ``scans`` ``stored_scans``
+2. ``models`` is the one importer of f5_tts and vocos, ``asr`` of whisper; ``whisper_weights`` ``speakers``
+   ``opinions``
+3. Synthesis: ``samplers`` ``batches`` ``oracles`` ``cycles`` ``voices`` ``discovery``
+   The diagnosis: ``factors`` ``probes`` ``parity`` ``prompt_timing`` ``settings_search`` ``examinations``
+   ``weight_faults`` ``setting_faults`` ``text_faults`` ``audio_faults`` ``suspects`` ``listening`` ``diagnosis``
+   Its calibration: ``planting`` ``plants*`` ``calibration``
+   What it hands over: ``bundles`` ``bundle_speech`` ``spellings``
+   Inside the model, settings and weights: ``activations`` ``trajectories`` ``alignments`` ``model_figures`` ``grids``
+   ``blends``
+   Many checkpoints: ``series`` ``series_rows`` ``sweep_tasks`` ``sweeps``
+   Blind listening: ``blind`` ``blind_answers`` ``blind_results``
+   The specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``
+4. The workbook: ``widgets`` ``blind_widget`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders``
+   ``workbook`` ``resuming``
+   Finished runs: ``privacy`` ``runs`` ``run_index`` ``comparisons`` ``redaction`` ``sharing`` ``archives``
+   ``series_pages``
+   The command line: ``console`` ``cli`` ``cli_runs`` ``cli_blends`` ``cli_scale`` ``cli_blind``
 """
 
 from typing import TYPE_CHECKING, Any
