@@ -122,12 +122,12 @@ def sweep(
     runs on. Rows that cannot be measured say why, and the command exits with 1 at the end.
 
     \b
-    cases: [case.yaml]
-    checkpoints: ["ckpts/voz/model_*.pt"]   # left out: each case's own
+    cases: \\[case.yaml]
+    checkpoints: \\["ckpts/voz/model_*.pt"]   # left out: each case's own
     recipes: {as it is: {}, as trained: {start: repaired}}
-    grid: {weights: [raw, ema], nfe_step: [8, 16, 32], arch: [{}, {pe_attn_head: 1}]}
+    grid: {weights: \\[raw, ema], nfe_step: \\[8, 16, 32], arch: \\[{}, {pe_attn_head: 1}]}
     prompts: 4                              # or ids; left out: all
-    seeds: [0, 1]
+    seeds: \\[0, 1]
     """
     if engine not in ("local", "ray"):
         raise UsageError(f"--engine {engine}", expected="local or ray")

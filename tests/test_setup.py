@@ -143,3 +143,29 @@ def test_templates_are_package_data() -> None:
 
     assert (reports.TEMPLATES / "index.html.j2").is_file()
     assert reports.TEMPLATES.is_relative_to(Path(reports.__file__).parent)
+
+
+def test_what_readme_links_to_exists() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = {target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target}
+    assert len(targets) > 30
+    assert sorted(target for target in targets if not (ROOT / target).exists()) == []
+
+
+def test_commands_that_readme_names_exist() -> None:
+    import click
+    from typer.main import get_command
+
+    from f5lab.cli import app
+
+    command = get_command(app)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"(?:`|^ {4})f5lab ([^`\n]*)", text, re.MULTILINE)
+    assert len(lines) > 20
+    for line in lines:
+        name, *rest = line.split("#")[0].split()
+        found = command.get_command(click.Context(command), name)
+        assert found is not None, line
+        known = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        if not hasattr(found, "commands"):
+            assert {word.rstrip(";,").split("=")[0] for word in rest if word.startswith("--")} <= known, line
