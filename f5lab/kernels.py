@@ -120,12 +120,27 @@ class _Watch:
 
 def _register_engine() -> None:
     from nbclient.exceptions import DeadKernelError
+    from nbclient.output_widget import OutputWidget
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import Engine, papermill_engines
     from traitlets.config import Config
 
+    class SilentOutput(OutputWidget):
+        """nbclient's Output widget, which tells the kernel nothing.
+
+        A message that is sent while the reply to the cell is waited for can swallow that reply (jupyter/nbclient#312), and the
+        notebook then waits until the cell's time is up.
+        """
+
+        def send(self, *_: Any, **__: Any) -> None:
+            pass
+
     class Client(PapermillNotebookClient):
-        """papermill's client, which also keeps how a kernel ended."""
+        """papermill's client, which also keeps how a kernel ended, and asks a kernel for nothing but its cells."""
+
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            self.widget_registry = {"@jupyter-widgets/output": {"OutputModel": SilentOutput}}
 
         def papermill_execute_cells(self) -> None:
             try:

@@ -219,6 +219,15 @@ def test_slow_cell_and_flood_of_outputs_fail(tmp_path: Path) -> None:
     assert "Jupyter drops some" in lost.error
 
 
+def test_output_widgets_send_nothing_while_a_reply_is_waited_for(tmp_path: Path) -> None:
+    """What they send can swallow the reply (jupyter/nbclient#312); a kernel that was told of it would know the outputs."""
+    made = "import ipywidgets\nshown = ipywidgets.Output()\nwith shown:\n    print('in the widget')\nshown"
+    folder = write_workbook(tmp_path, {"00_widget": notebook("00", made, "assert shown.outputs == (), shown.outputs")})
+    with kernels.own_kernel() as scratch:
+        done = kernels.execute(parameters.discover(folder)[0], {"out": ""}, scratch=scratch)
+    assert done.error == ""
+
+
 def test_run_folders_never_collide(tmp_path: Path) -> None:
     made = [workbook._new_folder(tmp_path) for _ in range(5)]
     assert len({*made}) == 5
