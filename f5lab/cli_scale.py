@@ -145,9 +145,8 @@ def sweep(
         )  # fmt: skip
     out = sweeps.write_parquet(outcome.rows, (out or Path(f"{file.stem}.parquet")).expanduser())
     frame = sweeps.read(out)
-    chosen = [c.says for m in ("cer", "loss") if (c := sweeps.best(frame, m)) is not None]
     told = {"rows": len(outcome.rows), "computed": outcome.computed, "cached": outcome.cached, "seconds": outcome.seconds,
-            "engine": engine, "device": device, "out": str(out), "best": chosen, "notes": [], "failed": outcome.failed,
+            "engine": engine, "device": device, "out": str(out), "best": sweeps.conclude(frame), "notes": [], "failed": outcome.failed,
             "recipes": sweeps.summarise(frame)}  # fmt: skip
     _deliver(told, told["recipes"], out, json_file)
     if outcome.failed:

@@ -118,12 +118,11 @@ class _Watch:
         return " ".join(_ANSI.sub("", text).split())[-LAST_WORDS_CHARACTERS:]
 
 
-def _register_engine() -> None:
+def _client() -> Any:
+    """Return the class of the client that runs cells; nbclient and papermill are imported when it is asked for."""
     from nbclient.exceptions import DeadKernelError
     from nbclient.output_widget import OutputWidget
     from papermill.clientwrap import PapermillNotebookClient
-    from papermill.engines import Engine, papermill_engines
-    from traitlets.config import Config
 
     class SilentOutput(OutputWidget):
         """nbclient's Output widget, which tells the kernel nothing.
@@ -149,6 +148,15 @@ def _register_engine() -> None:
                 process = getattr(self.km.provisioner, "process", None)
                 self.nb_man.watch.exit_status = process.poll() if process is not None else None
                 raise
+
+    return Client
+
+
+def _register_engine() -> None:
+    from papermill.engines import Engine, papermill_engines
+    from traitlets.config import Config
+
+    Client = _client()
 
     class WatchedEngine(Engine):
         """papermill's own way of running cells, watched, with the kernel's stderr kept."""

@@ -239,16 +239,21 @@ def best(frame: pd.DataFrame, measure: str = "cer") -> Choice | None:
     return choose({"cer": "CER", "loss": "probe loss"}.get(measure, measure), candidates, groups)
 
 
+def conclude(frame: pd.DataFrame) -> list[str]:
+    """Return the best recipe by CER and by probe loss in sentences, each where it was measured on every prompt and seed."""
+    return [choice.says for measure in ("cer", "loss") if (choice := best(frame, measure)) is not None]
+
+
 def plot(
-    rows: "str | Path | pd.DataFrame", *, x: str = "nfe_step", y: str = "cer", by: str | None = None, caption: str = ""
+    rows: "str | Path | pd.DataFrame", *, x: str | None = None, y: str | None = None, by: str | None = None, caption: str = ""
 ) -> "Figure":  # fmt: skip
     """Draw a measure over a setting: means with 95 % intervals over prompts, one line for each value of `by`.
 
     Parameters
     ----------
     rows : path of a sweep's Parquet file, or its rows
-    x, y, by : str
-        Columns; left out, `by` is the first other column that varies.
+    x, y, by : str, optional
+        Columns; left out, `x` is the first setting that varies, `y` CER or else what was measured, `by` the first other column that varies.
 
     Raises
     ------
@@ -258,6 +263,8 @@ def plot(
     from f5lab.plots import PALETTE, use_style
 
     frame = read(rows) if isinstance(rows, (str, Path)) else rows
+    x = x or next((c for c in (*SETTINGS, "checkpoint", "recipe", "case") if c in varying(frame)), "recipe")
+    y = y or next((c for c in MEASURED if frame[c].notna().any()), "cer")
     if unknown := {c for c in (x, y, by) if c is not None} - set(frame.columns):
         raise RunError("no such column in a sweep", offenders=unknown, expected=f"one of {', '.join(SCHEMA.names)}")
     used = frame[frame[y].notna()]

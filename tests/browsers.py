@@ -74,6 +74,12 @@ class Lab:
     def address(self, name: str) -> str:
         return f"{self.url}/lab/tree/{name}?reset&token={self.token}"
 
+    def connected(self, name: str) -> bool:
+        """Whether a notebook's kernel is idle with a page at it."""
+        with urllib.request.urlopen(f"{self.url}/api/sessions?token={self.token}", timeout=5) as answer:
+            kernels = [session["kernel"] for session in json.load(answer) if session["path"] == name]
+        return any(kernel["connections"] > 0 and kernel["execution_state"] == "idle" for kernel in kernels)
+
 
 @contextlib.contextmanager
 def jupyter_lab(root: Path, scratch: Path, **environment: str) -> Iterator[Lab]:
@@ -137,12 +143,22 @@ class LiveNotebook:
         self.failures: list[str] = []
         self.page.on("pageerror", lambda error: self.failures.append(str(error)))
         self.page.goto(lab.address(name), wait_until="domcontentloaded")
-        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-        self._wait("status === 'idle'", 60)
+        self.ready()
         self.page.evaluate(BARS)
 
     def close(self) -> None:
         self.context.close()
+
+    def ready(self) -> None:
+        """Wait until the page and its kernel are connected; before that its status says idle too, and Run does nothing."""
+        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+        deadline = time.monotonic() + 60
+        while not self.lab.connected(self.path.name):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.path.name} got no kernel")
+            self.page.wait_for_timeout(300)
+        self.page.wait_for_timeout(1000)
+        self._wait("status === 'idle'", 60)
 
     def run_all(self, timeout_s: float) -> None:
         """Choose Run, Run All Cells, and wait until none is running."""
@@ -168,14 +184,11 @@ class LiveNotebook:
         return self.page.evaluate(PLAYERS.replace("'audio[src]'", "'.jp-OutputArea audio[src]'"))
 
     def saved(self) -> nbformat.NotebookNode:
-        """Save by keyboard and read the file."""
-        before = self.path.stat().st_mtime_ns
-        self.page.keyboard.press("Control+s")
-        deadline = time.monotonic() + 30
-        while self.path.stat().st_mtime_ns == before:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"JupyterLab did not save {self.path.name}")
-            self.page.wait_for_timeout(200)
+        """Save by the menu and read the file."""
+        self.page.get_by_role("menuitem", name="File", exact=True).click()
+        self.page.get_by_text("Save Notebook", exact=True).click()
+        self.page.wait_for_timeout(500)
+        self.page.wait_for_function("() => !document.querySelector('.lm-DockPanel .lm-TabBar-tab.jp-mod-dirty')", timeout=30_000)
         return nbformat.read(self.path, 4)
 
     def errors(self) -> list[str]:

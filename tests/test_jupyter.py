@@ -107,8 +107,7 @@ def test_a_blind_session_by_keyboard(toy: LiveNotebook) -> None:
     panel.get_by_role("heading", name="Trial 3 of 5").wait_for()
     assert toy.cells == cells, "a key of the panel reached the notebook"
     page.reload()  # the listener goes away: the answers stay
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-    toy._wait("status === 'idle'", 60)
+    toy.ready()
     (session,) = AnswerBook(toy.lab.root / "blind.jsonl").read()[0].values()
     assert (session.opened.listener, sorted(session.answers)) == ("MK", [1, 2])
     assert session.answers[1].replays >= 1

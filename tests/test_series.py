@@ -138,8 +138,14 @@ def test_a_file_that_changes_under_the_series_is_refused(
 def test_one_checkpoint_is_open_at_a_time(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_now, real = [], series_rows.read_weights
 
+    def count() -> int:
+        return sum(type(o) is checkpoints.Checkpoint for o in gc.get_objects())
+
+    gc.collect()
+    others = count()  # that other tests of this process hold
+
     def counted(path: Path, base: Any) -> dict[str, Any]:
-        open_now.append(sum(type(o) is checkpoints.Checkpoint for o in gc.get_objects()))
+        open_now.append(count() - others)
         return real(path, base)
 
     monkeypatch.setattr(series_rows, "read_weights", counted)
