@@ -101,11 +101,11 @@ class Verdict(_Part):
         """The verdict in one sentence."""
         if not self.causes:
             return "No cause was found." + (" Some suspects could not be judged." if self.unknown else "")
-        names = [f"{cause.id} ({cause.confidence:.0%})" for cause in self.causes if not cause.slight]
-        slight = [cause.id for cause in self.causes if cause.slight]
+        names = [f"{catalogue.title_of(cause.id)} ({cause.confidence:.0%})" for cause in self.causes if not cause.slight]
+        slight = [catalogue.title_of(cause.id) for cause in self.causes if cause.slight]
         parts = ["Cause: " + ", then ".join(names) + "."] if names else []
         parts += (
-            ["Set otherwise than in training, with hardly an effect here: " + ", ".join(slight) + "."] if slight else []
+            ["Set otherwise than in training, with hardly an effect here: " + "; ".join(slight) + "."] if slight else []
         )
         return " ".join(parts)
 

@@ -262,7 +262,7 @@ def test_the_front_page_opens_with_the_verdict(tmp_path: Path) -> None:
     finding = Finding(id="06-mel-type", question="Why?", claim=f"mel-type: bigvgan {attack}", verdict="supported")
     page = reports.index_page(tmp_path, record(), [finding])
     assert_harmless(page)
-    assert page.index("Cause: mel-type (97%)") < page.index("What it rests on")
+    assert page.index("Cause: Mel of the other vocoder (97%)") < page.index("What it rests on")
     for part in (
         "CER: 0.9 with it, 0.1 without",
         "vocoder-wrong",

@@ -31,7 +31,7 @@ def run_cli(*arguments: str) -> int:
 def test_a_run_is_read_with_what_it_heard(tmp_path: Path) -> None:
     run = runs.open_run(write_run(tmp_path / "20260101T000000Z"))
     assert (run.name, run.checkpoint, len(run.findings)) == ("toy 20260101T000000Z", "ab" * 32, 2)
-    assert run.headline == "Cause: mel-type (90%)."
+    assert run.headline == "Cause: Mel of the other vocoder (90%)."
     takes = [run.captions[f"05-first-0{n}.flac"].partition(" ·")[0] for n in (1, 2, 3)]
     assert takes == ["take 1", "take 2", "take 3"], "clips of the same bytes keep their own captions"
     assert run.missing_audio == []
@@ -91,7 +91,7 @@ def test_the_list_has_every_run_newest_first_and_names_damage(tmp_path: Path) ->
     reader = assert_harmless(page)
     assert reader.links() == ["toy/20260201T000000Z/index.html", "toy/20260101T000000Z/index.html"]
     assert all((tmp_path / link).is_file() for link in reader.links())
-    for part in ("No verdict: notebook 06 failed.", "06_cause", "Cause: mel-type (90%).", "ab" * 8, "2026-02-01", "1 folder could not be read"):
+    for part in ("No verdict: notebook 06 failed.", "06_cause", "Cause: Mel of the other vocoder (90%).", "ab" * 8, "2026-02-01", "1 folder could not be read"):
         assert part in page
     assert "toy/20260301T000000Z" in page
     assert "example" not in page

@@ -44,7 +44,7 @@ def test_one_file_holds_everything_and_every_link_leads_inside(tmp_path: Path) -
     assert inside <= set(ids)
     assert {link for link in reader.links() if not link.startswith("#")} == {"https://example.org/paper"}
     assert {"n05", "n06", "n06-cell-probe", "audio-05-first-01", "file-findings.jsonl", "n05-cell-probe"} <= inside
-    assert "Cause: mel-type (90%)" in page
+    assert "Cause: Mel of the other vocoder (90%)" in page
     assert page.count('<audio controls=""') == 3
     assert page.count("data:image/png;base64,") == 2
     assert "Toy &lt;05&gt;" in page and "Toy &lt;06&gt;" in page
@@ -210,14 +210,14 @@ def test_the_command_line(tmp_path: Path, capsys: Any) -> None:
     assert "/home" not in bare((tmp_path / "o.html").read_text(encoding="utf-8"))
     assert run_cli("share", folder, "--markdown") == 0
     pasted = capsys.readouterr().out
-    for part in ("Cause: mel-type (90%)", "f5-tts 1.1.22, torch 2.11.0, torchaudio 2.11.0, python 3.11.7", "GPU: none",
+    for part in ("Cause: Mel of the other vocoder (90%)", "f5-tts 1.1.22, torch 2.11.0, torchaudio 2.11.0, python 3.11.7", "GPU: none",
                  f"sha256 `{'ab' * 32}`", 'model config, inference: `{"dim": 256}`', "model config, training: `not stated`"):  # fmt: skip
         assert part in pasted
     assert run_cli("share", folder) == 2
     assert run_cli("share", folder, "--out", str(tmp_path / "o.zip")) == 2
     assert run_cli("share", folder, "--redact=all", "--out", str(tmp_path / "o.html")) == 2
     assert run_cli("runs", str(tmp_path), "--json", "-") == 0
-    assert json.loads(capsys.readouterr().out)["runs"][0]["headline"] == "Cause: mel-type (90%)."
+    assert json.loads(capsys.readouterr().out)["runs"][0]["headline"] == "Cause: Mel of the other vocoder (90%)."
 
 
 def test_hostile_runs_make_harmless_files(tmp_path: Path) -> None:
