@@ -5,6 +5,7 @@ training run and its average the blend moves along the EMA's own path).
 """
 
 import itertools
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -392,9 +393,13 @@ def export(exam: Exam, sources: Sources, mix: Mix, out: Path, *, verify: bool = 
         A source is not there, or a file cannot be written.
     """
     out = free_folder(out, BundleError)
-    path = write_blend(sources, mix, out / "blend")
-    recipe = exam.truth.recipe.but(name=f"blend {mix.name}", path="inference", checkpoint=path, weights="ema")
-    facts = bundles.write_bundle(exam.case, out / "bundle", recipe=recipe, verify=verify, device=exam.device)
+    try:
+        path = write_blend(sources, mix, out / "blend")
+        recipe = exam.truth.recipe.but(name=f"blend {mix.name}", path="inference", checkpoint=path, weights="ema")
+        facts = bundles.write_bundle(exam.case, out / "bundle", recipe=recipe, verify=verify, device=exam.device)
+    except BaseException:  # an interrupted blend would look like one, and be in the way of the next try
+        shutil.rmtree(out, ignore_errors=True)
+        raise
     return {"blend": {"name": mix.name, "path": str(path), "sha256": sha256_file(path)}, "bundle": facts}
 
 

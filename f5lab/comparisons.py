@@ -76,6 +76,7 @@ class Comparison:
     b: dict[str, Any]
     worse: list[str]
     judged_by: list[str]
+    lost: list[str]
     limits: list[str]
     causes: list[dict[str, Any]]
     findings: list[Change]
@@ -103,11 +104,14 @@ def compare(a: StoredRun, b: StoredRun) -> Comparison:
     worse = [f"B names the cause {name}, A does not" for name in _new_causes(a.verdict, b.verdict)]
     worse += [f"{c.id}: {c.a} in A, {c.b} in B, {c.better} is better" for c in changes if c.worse]
     worse += [f"notebook {name} ran in A and failed in B" for name in failed]
+    if a.verdict and b.verdict and a.verdict.healthy and not b.verdict.healthy:
+        worse.append("A is healthy, B is not")
+    lost = _lost(a, b, measured, one_material)
     judged_by = ["the causes that the verdicts name"] if a.verdict and b.verdict else []
     judged_by += [f.id for f in b.findings if f.id[:2] in measured and _judgeable(_by_id(a).get(f.id), f)]
     return Comparison(
-        _summary(a), _summary(b), worse, judged_by + failed,
-        _limits(a, b, changes, inputs, environment, settings, one_material, shared - measured), _causes(a.verdict, b.verdict), changes,
+        _summary(a), _summary(b), worse, judged_by + failed, lost,
+        _limits(a, b, changes, inputs, environment, settings, one_material, shared - measured, lost), _causes(a.verdict, b.verdict), changes,
         not_compared, environment, settings, inputs, _audio(a, b),
     )  # fmt: skip
 
@@ -118,7 +122,8 @@ def check(comparison: Comparison) -> bool:
     Raises
     ------
     RunError
-        Nothing of the two could be judged: neither both verdicts nor one finding with a direction and intervals.
+        Nothing of the two could be judged: neither both verdicts nor one finding with a direction and intervals; or B is not
+        worse as far as it was judged, and lacks what A was judged by.
     """
     if not comparison.judged_by:
         raise RunError(
@@ -126,6 +131,11 @@ def check(comparison: Comparison) -> bool:
             expected="two verdicts, or findings with a direction and intervals on the same prompts",
             next_step="run notebooks 05 and 06 on both",
         )
+    if comparison.lost and not comparison.worse:
+        raise RunError(
+            f"{comparison.b['run']} lacks what {comparison.a['run']} is judged by", offenders=comparison.lost,
+            next_step="finish it with f5lab run --resume, or run it again",
+        )  # fmt: skip
     return bool(comparison.worse)
 
 
@@ -156,9 +166,9 @@ def _shared_notebooks(a: StoredRun, b: StoredRun) -> tuple[set[str], list[dict[s
 
 
 def _material(run: StoredRun) -> tuple[Any, ...]:
-    """Return what was spoken and heard: the prompts' texts and the digests of their recordings."""
+    """Return what was spoken and heard: the prompts' texts in their order, of which notebooks take the first, and the digests of their recordings."""
     files = sorted((f["label"], f["sha256"]) for f in run.record["files"] if f["label"].startswith("prompts."))
-    texts = sorted((str(p.get("id")), str(p.get("gen_text"))) for p in run.record.get("prompts") or ())
+    texts = [(str(p.get("id")), str(p.get("gen_text"))) for p in run.record.get("prompts") or ()]
     return (files, texts)
 
 
@@ -202,6 +212,14 @@ def _judgeable(a: Finding | None, b: Finding | None) -> bool:
     if a is None or b is None or a.unit != b.unit or not b.better or a.value is None or b.value is None:
         return False
     return a.interval is not None and b.interval is not None
+
+
+def _lost(a: StoredRun, b: StoredRun, measured: set[str], one_material: bool) -> list[str]:
+    """Return the findings that A can be judged by and B can not, though it ran or began to run what makes them."""
+    cut = {e["number"] for e in b.record["notebooks"] if e["status"] in ("pending", "running") and _status(a, e["number"]) == "ok"}
+    asked = measured | (cut if one_material else set())
+    other = _by_id(b)
+    return [f.id for f in a.findings if f.id[:2] in asked and _judgeable(f, f) and not _judgeable(f, other.get(f.id))]
 
 
 def _is_worse(a: Finding | None, b: Finding | None) -> bool:
@@ -273,7 +291,8 @@ def _inputs(a: StoredRun, b: StoredRun) -> list[dict[str, Any]]:
         marks = {f["label"]: f["sha256"] for f in run.record["files"]}
         texts = {f"prompts.{p.get('id')}.gen_text": p.get("gen_text") for p in run.record.get("prompts") or ()}
         models = {f"{side}.arch": str(arch) for side, arch in (run.record.get("model") or {}).items()}
-        said = {"case": run.record["case"]["name"], "language": run.record["case"]["language"], **models, **texts}
+        order = ", ".join(str(p.get("id")) for p in run.record.get("prompts") or ())
+        said = {"case": run.record["case"]["name"], "language": run.record["case"]["language"], "order of prompts": order, **models, **texts}
         return {"shown": said | files, "marks": said | marks}
 
     first, second = facts(a), facts(b)
@@ -283,7 +302,7 @@ def _inputs(a: StoredRun, b: StoredRun) -> list[dict[str, Any]]:
 
 def _limits(
     a: StoredRun, b: StoredRun, changes: Sequence[Change], inputs: Sequence[Mapping[str, Any]],
-    environment: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]], one_material: bool, unlike: set[str],
+    environment: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]], one_material: bool, unlike: set[str], lost: Sequence[str],
 ) -> list[str]:  # fmt: skip
     """Return what can not be said of these two, in words."""
     differ = {row["what"] for row in inputs}
@@ -306,6 +325,8 @@ def _limits(
             )
         if run.record["status"] == "running":
             said.append(f"{letter} was cut off or is still going.")
+    if lost:
+        said.append(f"Judged in A and not in B: {', '.join(lost)}. Whether B is worse there is not known.")
     reasons = [
         name for name, differs in (
             ("the checkpoint", "checkpoint" in differ), ("other inputs", bool(differ - {"checkpoint", "case", "case file"})),

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from f5lab import inert, paths
+from f5lab.errors import UsageError
 
 if TYPE_CHECKING:
     from f5lab.workbook import Step
+
+
+RUN_FILES = ("run.json", "verdict.json")
 
 
 def __getattr__(name: str) -> Any:
@@ -29,10 +33,25 @@ def deliver(report: Mapping[str, Any], json_file: Path | None) -> None:
         sys.stdout.write(text)
         return
     if json_file is not None:
-        paths.write_text(json_file, text)
+        paths.write_text(_spare(json_file), text)
     from rich.console import Console
 
     _show(report, Console(highlight=False))
+
+
+def _spare(json_file: Path) -> Path:
+    """Return the file to write, unless what lies there is not an earlier result of a command.
+
+    Raises
+    ------
+    UsageError
+        It is a link, has another ending than ``.json``, or is one of a run's own files.
+    """
+    taken = json_file.is_symlink() or json_file.exists()
+    in_a_run = json_file.name in RUN_FILES and (json_file.parent / "run.json").exists()
+    if taken and (json_file.is_symlink() or json_file.suffix.lower() != ".json" or in_a_run):
+        raise UsageError(f"--json {json_file} would write over a file", expected="a new file, or an earlier one ending in .json")
+    return json_file
 
 
 def say_path(path: Path) -> None:

@@ -76,7 +76,7 @@ def calibrate(
         raise CaseError(
             f"{len(set(texts))} real recordings with different texts",
             expected="at least 2",
-            next_step="give prompts gen_audio",
+            next_step="give two prompts with different references, or a prompt its gen_audio",
         )
     heard = tuple(t.text for t in transcriber([wave for wave, _ in clips]))
     rng = np.random.default_rng(seed)

@@ -85,7 +85,7 @@ def hider(names: Mapping[str, str], *, whole_words: bool = False) -> Callable[[s
     known = {name: names[name] for name in sorted(names, key=len, reverse=True) if len(name) > 1}
     if not known:
         return lambda text: text
-    before, after = (r"(?<!\w)", r"(?!\w)") if whole_words else (_BEFORE, _AFTER)
+    before, after = (r"(?<![^\W_])", r"(?![^\W_])") if whole_words else (_BEFORE, _AFTER)
     pattern = re.compile(before + "(" + "|".join(map(re.escape, known)) + ")" + after)
     return outside_embedded(lambda text: pattern.sub(lambda found: known[found[1]], text))
 

@@ -40,16 +40,20 @@ _HEARD = re.compile(r"heard: .*", re.S)
 _PART = r"[^\s/\"'<>|:*?`()\[\]{},;\\]+"
 _FOLDERS = [
     re.compile(r"file://[^\s\"'<>]*/"),
+    re.compile(r"(?<![\w.~$:/<])/(?:home|Users|media|mnt|Volumes|root|srv)/(?:[^\n\"'<>|:*?`/]+/)+"),  # names of folders may hold spaces
     re.compile(rf"(?:(?<![\w.~$:/<])|(?<=\dm))/(?:{_PART}/)+"),
     re.compile(rf"(?<![\w/])~/(?:{_PART}/)*"),
     re.compile(rf"(?<![\w/])(?:\.\./)+(?:{_PART}/)*"),
     re.compile(rf"\$CASE/(?:{_PART}/)*"),
-    re.compile(r"(?<!\w)[A-Za-z]:\\(?:[^\\\s\"'<>|]+\\)+"),
-    re.compile(r"\\\\[\w.-]+\\(?:[^\\\s\"'<>|]+\\)+"),
+    re.compile(r"(?<!\w)[A-Za-z]:\\{1,2}(?:[^\\\n\"'<>|]+\\{1,2})+"),
+    re.compile(r"\\{2,4}[\w.-]+\\{1,2}(?:[^\\\n\"'<>|]+\\{1,2})*"),
 ]
 _HOME = re.compile(r"(?:/home/|/Users/|\\Users\\)([\w.@+-]+)")
 _MAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+\w")
-_PRIVATE = re.compile(r"(?<![\w.])(?:10|127|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2,3}(?::\d+)?(?![\w.])")
+_PRIVATE = re.compile(
+    r"(?<![\w.])(?:10|127|192\.168|172\.(?:1[6-9]|2\d|3[01])|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7]))(?:\.\d{1,3}){2,3}(?::\d+)?(?![\w.])"
+    r"|(?<![\w:])(?:fe80|f[cd][0-9a-f]{2})(?::{1,2}[0-9a-f]{1,4})+(?![\w:])", re.IGNORECASE,
+)  # fmt: skip
 
 
 def wishes(text: str) -> frozenset[str]:
@@ -106,7 +110,7 @@ class Redactor:
         if "paths" in self.wanted:
             for file in (record["case"], *record["files"]):
                 file["path"] = re.split(r"[/\\]", file["path"])[-1]
-        return privacy.in_strings(record, self.text)
+        return _in_keys(privacy.in_strings(record, self.text), self.text)
 
     def findings(self) -> list[Finding]:
         """Return the findings without what is to be hidden."""
@@ -115,7 +119,10 @@ class Redactor:
     def verdict(self) -> Verdict | None:
         """Return the verdict without what is to be hidden."""
         verdict = self.run.verdict
-        return verdict and Verdict.model_validate(privacy.in_strings(verdict.model_dump(), self._keep_ids))
+        if verdict is None:
+            return None
+        hidden = _in_keys(privacy.in_strings(verdict.model_dump(), self._keep_ids), self.text)
+        return Verdict.model_validate(hidden | {"case": self.text(verdict.case), "run": self.text(verdict.run)})
 
     def _keep_ids(self, text: str) -> str:
         return text if re.fullmatch(r"[\w.-]*|audio/[\w.-]+", text) else self.text(text)
@@ -126,7 +133,10 @@ class Redactor:
         if node is None or not self.wanted:
             return node
         node = copy.deepcopy(node)
+        node.metadata.pop("widgets", None)  # the state of panels: texts in their fields, figures in their outputs
         for cell in node.cells:
+            cell.pop("attachments", None)
+            cell.metadata = {key: value for key, value in cell.metadata.items() if key in ("tags", "papermill")}
             if cell.cell_type == "code":
                 cell.outputs = [self._output(output, cell.source) for output in cell.outputs]
         return privacy.in_notebook(node, self.text)
@@ -243,7 +253,8 @@ def _text_hider(texts: Iterable[str]) -> Callable[[str], str]:
 
 def _machine_hider(run: StoredRun, wanted: frozenset[str]) -> Callable[[str], str]:
     """Return a function that hides folders, names, addresses, and with voices the names of the recordings."""
-    names = dict.fromkeys(_people(run), HIDDEN)
+    people = _people(run)
+    names = dict.fromkeys((form for name in people for form in (name, name.lower(), name.capitalize(), name.upper())), HIDDEN)
     files = {}
     for file in run.record["files"]:
         parts = re.split(r"[/\\]", file["path"])
@@ -274,6 +285,16 @@ def _people(run: StoredRun) -> set[str]:
             found |= set(_HOME.findall(file.read_text(encoding="utf-8", errors="replace")))
     found |= set(_HOME.findall(str(run.record)))
     return {name for name in found if len(name) > 2 and name.lower() not in _NO_NAMES}
+
+
+def _in_keys(value: Any, function: Callable[[str], str]) -> Any:
+    """Return a JSON-like value with `function` applied to the keys that look like paths; others are f5lab's own."""
+    if isinstance(value, dict):
+        return {
+            function(key) if isinstance(key, str) and re.search(r"[/\\]", key) else key: _in_keys(item, function)
+            for key, item in value.items()
+        }
+    return [_in_keys(item, function) for item in value] if isinstance(value, list) else value
 
 
 def _joined(text: Any) -> str:

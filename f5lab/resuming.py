@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from f5lab import kernels, paths, privacy, run_folders, workbook
+from f5lab import kernels, paths, privacy, run_folders, runs, workbook
 from f5lab.errors import RunError, UsageError
 from f5lab.parameters import chosen_values, discover
 from f5lab.specs import load_case
@@ -51,6 +51,7 @@ def resume(
     folder = run.expanduser().resolve()
     folder = folder.parent if folder.is_file() else folder
     record = run_folders.load_record(folder)
+    runs.read_record(folder / runs.RECORD)
     if "settings" not in record or "code" not in record:
         raise RunError(f"{folder} was written by an f5lab that kept no account of it", next_step="start a new run")
     settings = record["settings"]

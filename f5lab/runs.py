@@ -4,7 +4,9 @@ import base64
 import hashlib
 import html
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import nbformat
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
 from f5lab import __version__, findings, parameters, paths, verdicts
 from f5lab.errors import LabError, RunError
@@ -76,7 +78,7 @@ class _NotebookEntry(_Part):
     name: str = Field(pattern=_NAME)
     title: str
     status: Literal["ok", "failed", "pending", "running"]
-    seconds: float | None = None
+    seconds: FiniteFloat | None = None
     findings: int = 0
     error: str = ""
     parameters: dict[str, _Parameter] = {}
@@ -90,7 +92,7 @@ class _Record(_Part):
     status: Literal["ok", "failed", "running"]
     started: str
     ended: str | None = None
-    seconds: float | None = None
+    seconds: FiniteFloat | None = None
     versions: dict[str, str | None]
     hardware: _Hardware
     commit: str | None = None
@@ -99,6 +101,12 @@ class _Record(_Part):
     seeds: dict[str, dict[str, Any]] = {}
     notebooks: list[_NotebookEntry]
     settings: _Settings = _Settings()
+    prompts: list[dict[str, Any]] | None = None
+
+    @field_validator("versions")
+    @classmethod
+    def _writer(cls, versions: dict[str, str | None]) -> dict[str, str | None]:
+        return {"f5lab": None, **versions}
 
     @field_validator("started")
     @classmethod
@@ -239,7 +247,7 @@ def open_run(folder: str | Path) -> StoredRun:
         names format and version.
     """
     folder = Path(folder)
-    record = _read_record(paths.existing_file(folder / RECORD, RunError, "run record"))
+    record = read_record(paths.existing_file(folder / RECORD, RunError, "run record"))
     writer = record["versions"].get("f5lab") or "of unknown version"
     joined = folder / "findings.jsonl"
     try:
@@ -247,15 +255,45 @@ def open_run(folder: str | Path) -> StoredRun:
         verdict = verdicts.load(folder / verdicts.FILE) if (folder / verdicts.FILE).is_file() else None
     except (LabError, UnicodeDecodeError, OSError) as error:
         raise RunError(f"run {record['run']}, written by f5lab {writer}, is damaged ({error})") from error
+    if said := _contradictions(record, known, verdict):
+        raise RunError(f"run {record['run']} in {folder}, written by f5lab {writer}, is damaged", offenders=said)
     return StoredRun(folder, record, known, verdict)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _contradictions(record: Mapping[str, Any], known: list[Finding], verdict: Verdict | None) -> list[str]:
+    """Return in what a run's files contradict each other, or hold what can not have been measured."""
+    ids = [finding.id for finding in known]
+    said = [f"finding {id} stands {count} times" for id, count in Counter(ids).items() if count > 1]
+    for entry in record["notebooks"]:
+        there = sum(id.startswith(entry["number"]) for id in ids)
+        if entry["status"] == "ok" and there != entry["findings"]:
+            said.append(f"notebook {entry['number']} recorded {entry['findings']} findings, {there} are there")
+    for finding in known:
+        numbers = [finding.value or 0.0, *(finding.interval or ())]
+        if not all(map(math.isfinite, numbers)) or (finding.interval and finding.interval[0] > finding.interval[1]):
+            said.append(f"finding {finding.id} has no possible number or interval")
+    if verdict is not None:
+        if (verdict.case, verdict.run) != (record["case"]["name"], record["run"]):
+            said.append(f"verdict.json is of case {verdict.case}, run {verdict.run}")
+        effects = [cause.effect for cause in verdict.causes if cause.effect is not None]
+        if not all(map(math.isfinite, (number for e in effects for number in (e.before, e.after, *e.interval)))):
+            said.append("verdict.json has an effect that is no number")
+    return said
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read ``run.json``.
+
+    Raises
+    ------
+    RunError
+        It is not JSON, of another format, or lacks or has wrong what every reader relies on; all of it is named.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
         raise RunError(f"{path} is not readable as JSON ({type(error).__name__})") from error
-    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+    if not isinstance(data, dict) or type(data.get("format")) is not int:
         raise RunError(f"{path} has no format", expected="the run.json of a run")
     if data["format"] != FORMAT:
         versions = data.get("versions")

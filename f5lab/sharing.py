@@ -63,6 +63,8 @@ def share(run: StoredRun, out: Path | None, *, redact: frozenset[str] = frozense
         A file would exceed `MOST_BYTES` without its audio, or texts that should be hidden can not be.
     """
     redactor = Redactor(run, redact)
+    if out is not None:
+        _keep_others(run, out, archive)
     if out is None:
         return Shared([], markdown=markdown(redactor.record(), redactor))
     with _staged(run, redactor) as stage:
@@ -76,6 +78,21 @@ def share(run: StoredRun, out: Path | None, *, redact: frozenset[str] = frozense
             files.append(archives.pack(stage, page, out.with_suffix(".zip")))
         notes += _notes(run, redact)
         return Shared(files, notes, markdown(stage.record, redactor))
+
+
+def _keep_others(run: StoredRun, out: Path, archive: bool) -> None:
+    """Make sure that nothing is written over which nobody named.
+
+    Raises
+    ------
+    RunError
+        `out` lies in the run's folder, or an archive would replace a file beside the page.
+    """
+    if out.resolve().is_relative_to(run.folder.resolve()):
+        raise RunError(f"{out} lies in the run's own folder", expected="a file outside of it")
+    beside = out.with_suffix(".zip")
+    if archive and beside != out and beside.exists():
+        raise RunError(f"{beside} exists", expected="no such file beside the page", next_step=f"name it: --out {beside}, or move it")
 
 
 def markdown(record: Mapping[str, Any], redactor: Redactor) -> str:
@@ -115,7 +132,12 @@ def _staged(run: StoredRun, redactor: Redactor) -> Iterator[StoredRun]:
         for entry in record["notebooks"]:
             node = redactor.notebook(entry["name"])
             if node is not None:
-                paths.write_text(folder / f"{entry['name']}.ipynb", markup.encodable(nbformat.writes(node)) + "\n")
+                text = markup.encodable(nbformat.writes(node)) + "\n"
+                redactor.check(text)
+                paths.write_text(folder / f"{entry['name']}.ipynb", text)
+        for name in FILES:
+            if (folder / name).is_file():
+                redactor.check((folder / name).read_text(encoding="utf-8"))
         yield runs.open_run(folder)
 
 

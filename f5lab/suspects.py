@@ -14,7 +14,7 @@ from f5lab.probes import Hypothesis
 from f5lab.prompt_timing import QUIET_RMS
 from f5lab.statistics import paired_difference
 
-CYCLED, HARM = 3, 0.15
+CYCLED, HARM = 6, 0.15
 """Recordings sent through the cycle, and by how much their CER may rise on average."""
 
 
@@ -54,7 +54,8 @@ def detect_mel_cycle(exam: Exam) -> list[Suspicion]:
     change = paired_difference(rates[1], rates[0])
     claim = f"Real recordings score CER {_mean(rates[0]):.2f} before and {_mean(rates[1]):.2f} after wave, mel and wave again."
     if change.mean <= HARM:
-        return refuted("mel-cycle", claim, value=change.mean, unit="CER more after the cycle", n=change.n)
+        interval = change.interval if change.n > 1 else None
+        return refuted("mel-cycle", claim, value=change.mean, unit="CER more after the cycle", interval=interval, n=change.n)
     return unknown("mel-cycle", claim, "the verdict on vocoder-wrong and mel-type: the cycle touches nothing else")
 
 

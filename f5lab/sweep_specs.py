@@ -1,11 +1,12 @@
 """What a sweep is: a YAML file of cases, checkpoints and recipes, and every combination of them. No torch."""
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from glob import has_magic
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -17,6 +18,7 @@ from f5lab.specs import Arch, Case, FrontEnd, MelType, Precision, Weights, load_
 Measure = Literal["cer", "loss", "duration", "speaker"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 Start = Literal["inference", "trainer", "repaired"]
+NUMBERS = ("nfe_step", "cfg_strength", "sway_sampling_coef", "speed", "fix_duration")
 
 
 class _Spec(BaseModel):
@@ -76,8 +78,8 @@ class Sweep(_Spec):
     checkpoints: tuple[str, ...] = ()
     recipes: dict[str, Settings] = Field(default_factory=lambda: {"as the case says": Settings()}, min_length=1)
     grid: dict[str, tuple[Any, ...]] = {}
-    prompts: tuple[str, ...] | int | None = None
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    prompts: tuple[str, ...] | Annotated[int, Field(ge=1)] | None = None
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(default=(0,), min_length=1)
     measures: tuple[Measure, ...] = MEASURES
     asr: str = "base"
 
@@ -90,6 +92,8 @@ class Sweep(_Spec):
             if not values:
                 raise ValueError(f"{name}: no values")
             for value in values:
+                if name in NUMBERS and (isinstance(value, (bool, str)) or (value is not None and not math.isfinite(value))):
+                    raise ValueError(f"{name}: {value!r} is not a number")
                 Settings.model_validate({name: value})
         return grid
 

@@ -279,3 +279,64 @@ def test_links_of_the_list_survive_a_move(tmp_path: Path) -> None:
     (tmp_path / "reports").rename(tmp_path / "moved")
     assert all((tmp_path / "moved" / link).is_file() for link in Reader(page).links())
     assert str(tmp_path) not in page
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda run: (run / "findings.jsonl").write_text(""), "recorded 1 findings, 0 are there"),
+        (lambda run: _append(run / "findings.jsonl", (run / "findings.jsonl").read_text()), "finding 05-cer stands 2 times"),
+        (lambda run: _edit(run / "findings.jsonl", "[0.1, 0.3]", "[0.3, 0.1]"), "no possible number or interval"),
+        (lambda run: _edit(run / "verdict.json", '"case": "toy"', '"case": "other"'), "verdict.json is of case other"),
+        (lambda run: _edit(run / "run.json", '"prompts": [', '"prompts": ["x", '), "prompts.0"),
+        (lambda run: _edit(run / "run.json", '"seconds": 12.0', '"seconds": Infinity'), "seconds"),
+    ],
+)
+def test_runs_that_contradict_themselves_are_damaged(change: Any, says: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    runs.open_run(run)
+    change(run)
+    with pytest.raises(RunError, match=says):
+        runs.open_run(run)
+
+
+def _append(path: Path, text: str) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_prompts_in_another_order_are_other_material(tmp_path: Path) -> None:
+    two = [{"id": name, "ref_text": "A doutora.", "gen_text": name} for name in ("p01", "p02")]
+    a = runs.open_run(write_run(tmp_path / "a", prompts=two))
+    b = runs.open_run(write_run(tmp_path / "b", prompts=two[::-1], findings=[finding("05-cer", 0.9, interval=(0.8, 1.0)), finding("06-cause")]))
+    found = comparisons.compare(a, b)
+    assert not found.worse
+    assert "order of prompts" in [row["what"] for row in found.inputs]
+    assert any(limit.startswith("The prompts differ") for limit in found.limits)
+
+
+def test_what_a_is_judged_by_and_b_lacks_is_no_pass(tmp_path: Path) -> None:
+    a = runs.open_run(write_run(tmp_path / "a"))
+    b = runs.open_run(write_run(tmp_path / "b", findings=[finding("05-cer", None, interval=None), finding("06-cause", 0.3)]))
+    assert comparisons.check(comparisons.compare(a, a)) is False
+    with pytest.raises(RunError, match="lacks what a is judged by: 05-cer"):
+        comparisons.check(comparisons.compare(a, b))
+
+
+def test_json_is_not_written_over_inputs(tmp_path: Path, capsys: Any) -> None:
+    run = write_run(tmp_path / "a")
+    before = (run / "run.json").read_bytes()
+    assert run_cli("compare", str(run), str(run), "--json", str(run / "run.json")) == 2
+    precious = tmp_path / "model.pt"
+    precious.write_bytes(b"weights")
+    (tmp_path / "link.json").symlink_to(precious)
+    assert run_cli("compare", str(run), str(run), "--json", str(precious)) == 2
+    assert run_cli("compare", str(run), str(run), "--json", str(tmp_path / "link.json")) == 2
+    assert ((run / "run.json").read_bytes(), precious.read_bytes()) == (before, b"weights")
+    for _ in range(2):
+        assert run_cli("compare", str(run), str(run), "--json", str(tmp_path / "c.json")) == 0

@@ -234,3 +234,39 @@ def test_hostile_runs_make_harmless_files(tmp_path: Path) -> None:
 
 def test_clips_of_the_toy_differ() -> None:
     assert audio.flac_bytes(clip()) != audio.flac_bytes(clip(330))
+
+
+def test_state_of_panels_does_not_leave_with_a_redacted_run(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "20260101T000000Z")
+    file = folder / "05_speak.ipynb"
+    node = nbformat.read(file, 4)
+    node.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {"m": {"state": {"value": TEXT}}}}}
+    nbformat.write(node, file)
+    sharing.share(runs.open_run(folder), tmp_path / "o.zip", redact=ALL, archive=True)
+    with zipfile.ZipFile(tmp_path / "o.zip") as packed:
+        for name in packed.namelist():
+            assert TEXT not in packed.read(name).decode("utf-8", "replace"), name
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "/home/joana silva/Meus Modelos/voz.pt", r"C:\Users\Joana Silva\My Models\voz.pt", "/media/joana/HD Externo/voz.pt",
+        r"\\srv-voz\Dados da Joana\x.pt", "by ANNABEL on fe80::1c2d:3e4f", "Annabel_voz at 100.64.3.2:10001",
+    ],
+)  # fmt: skip
+def test_folders_with_spaces_and_names_however_written_are_hidden(said: str, tmp_path: Path) -> None:
+    quoting = [finding("05-cer", limitation=f"it was {said}"), finding("06-cause", limitation="in /home/joana/x")]
+    run = runs.open_run(write_run(tmp_path / "r", findings=quoting))
+    hidden = redaction.Redactor(run, frozenset({"paths"})).findings()[0].limitation
+    assert not re.search(r"joana|annabel|silva|Meus|My Models|HD Externo|srv-voz|Dados|fe80|100\.64", hidden, re.IGNORECASE), hidden
+
+
+def test_nothing_is_written_over_that_nobody_named(tmp_path: Path) -> None:
+    run = runs.open_run(write_run(tmp_path / "r"))
+    with pytest.raises(RunError, match="lies in the run's own folder"):
+        sharing.share(run, tmp_path / "r" / "index.html", redact=frozenset())
+    (tmp_path / "o.zip").write_bytes(b"precious")
+    with pytest.raises(RunError, match="o.zip exists"):
+        sharing.share(run, tmp_path / "o.html", redact=frozenset(), archive=True)
+    assert (tmp_path / "o.zip").read_bytes() == b"precious"

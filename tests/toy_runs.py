@@ -90,8 +90,12 @@ def write_run(folder: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(said), encoding="utf-8")
     (folder / "findings.jsonl").write_text(findings.dump(known), encoding="utf-8")
+    for item in said["notebooks"]:
+        if item["status"] == "ok":
+            item["findings"] = sum(f.id.startswith(item["number"]) for f in known)
+    (folder / "run.json").write_text(json.dumps(said), encoding="utf-8")
     if judged is not None:
-        verdicts.save(judged, folder)
+        verdicts.save(judged.model_copy(update={"run": said["run"], "case": said["case"]["name"]}), folder)
     for name, wave in sounds.items():
         audio.save_flac(folder / "audio" / f"{name}.flac", wave)
     shown = [(f"take {n} · heard: {HEARD}", wave) for n, wave in enumerate(sounds.values(), start=1)]
