@@ -65,7 +65,8 @@ def shoot_panel(browser: Any, run: Path) -> bytes:
         root, scratch = Path(name) / "work", Path(name) / "lab"
         root.mkdir()
         cell = nbformat.v4.new_code_cell(CELL.format(case=str(paths.default_case()), run=str(run)), id="listen")
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), root / "listen.ipynb")
+        kernel = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), root / "listen.ipynb")
         with jupyter_lab(root, scratch) as lab:
             live = LiveNotebook(browser, lab, "listen.ipynb")
             live.run_all(120)
