@@ -92,7 +92,7 @@ class Sweep(_Spec):
             if not values:
                 raise ValueError(f"{name}: no values")
             for value in values:
-                if name in NUMBERS and (isinstance(value, (bool, str)) or (value is not None and not math.isfinite(value))):
+                if name in NUMBERS and value is not None and not _is_number(value):
                     raise ValueError(f"{name}: {value!r} is not a number")
                 Settings.model_validate({name: value})
         return grid
@@ -112,6 +112,10 @@ class Sweep(_Spec):
             (name, Settings.model_validate({**recipe.given, **point}))
             for name, recipe in self.recipes.items() for point in points
         ]  # fmt: skip
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def load_sweep(path: str | Path) -> Sweep:

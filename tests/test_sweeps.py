@@ -80,6 +80,7 @@ def test_settings_are_laid_over_the_recipe_that_is_named(tmp_path: Path) -> None
         ({"prompts": 0}, "greater than or equal to 1"),
         ({"seeds": [-1]}, "greater than or equal to 0"),
         ({"grid": {"nfe_step": ["8"]}}, "nfe_step: '8' is not a number"),
+        ({"grid": {"nfe_step": [[8]]}}, "nfe_step: [8] is not a number"),
         ({"grid": {"nfe_step": [True]}}, "nfe_step: True is not a number"),
         ({"grid": {"cfg_strength": [float("inf")]}}, "cfg_strength: inf is not a number"),
         ({"prompts": ["p99"]}, "prompts that no case has: p99"),
