@@ -3,8 +3,8 @@
 Importing the package is cheap: neither torch nor f5_tts is loaded. Work with the modules, ``from f5lab import
 checkpoints, vocabs, samplers``; each imports only from the layers above it:
 
-0. No torch. ``errors`` ``inert`` ``bars`` ``specs`` ``presets`` ``paths`` ``caches`` ``remedies`` ``findings``
-   ``verdicts`` ``catalogue`` ``provenance`` ``tables``
+0. No torch. ``errors`` ``inert`` ``bars`` ``usage`` ``specs`` ``presets`` ``paths`` ``caches`` ``remedies`` ``findings``
+   ``verdicts`` ``catalogue`` ``provenance`` ``tables`` ``captions`` ``upstream_terms``
    Untrusted files: ``refusals`` ``sources`` ``stored_tensors`` ``pickles`` ``zip_audit`` ``manifests``
    ``safetensor_headers`` ``torch_files`` ``file_kinds`` ``file_reader`` ``processes`` ``opinion_reader`` ``sandbox``
    ``second_opinion`` ``weights_files`` ``layouts``
@@ -14,7 +14,7 @@ checkpoints, vocabs, samplers``; each imports only from the layers above it:
    ``plots`` ``figures`` ``trends`` ``pitch`` ``readings``
    One pass over weights: ``sums`` ``vector_loops`` ``reductions`` ``scans`` ``stored_scans``
 2. ``models`` is the one importer of f5_tts and vocos, ``asr`` of whisper; ``whisper_weights`` ``speakers``
-   ``opinions``
+   ``opinions`` ``graphs``
 3. Synthesis: ``samplers`` ``batches`` ``oracles`` ``cycles`` ``voices`` ``discovery``
    The diagnosis: ``factors`` ``probes`` ``parity`` ``prompt_timing`` ``settings_search`` ``examinations``
    ``weight_faults`` ``setting_faults`` ``text_faults`` ``audio_faults`` ``suspects`` ``listening`` ``diagnosis``

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from f5lab import bars, caches, remedies
+from f5lab import bars, caches, remedies, usage
 from f5lab.audio import Wave, resample
 from f5lab.errors import AsrError
 from f5lab.paths import sha256_file
@@ -19,7 +19,8 @@ from f5lab.whisper_weights import find_weights
 
 WINDOW_S = 30.0
 TOKENS_PER_SECOND = 12
-BATCH = 8
+BATCH = {"cpu": 8, "cuda": 64}
+"""Clips that are heard at once."""
 CACHE = "transcripts"
 
 
@@ -92,9 +93,12 @@ class Transcriber:
         heard: dict[str, Transcript] = {key: hit for key in keys if (hit := _read(key)) is not None}
         missing = [i for i in dict(zip(reversed(keys), reversed(range(len(keys))))).values() if keys[i] not in heard]
         missing.sort(key=lambda i: len(waves[i].samples))
-        for start in bars.follow(range(0, len(missing), BATCH), "transcribing", "batch"):
-            rows = missing[start : start + BATCH]
-            for i, transcript in zip(rows, self._decode([waves[i] for i in rows])):
+        size = BATCH[self.device.split(":")[0]]
+        for start in bars.follow(range(0, len(missing), size), "transcribing", "batch"):
+            rows = missing[start : start + size]
+            with usage.spend(usage.WHISPER, len(rows)):
+                made = self._decode([waves[i] for i in rows])
+            for i, transcript in zip(rows, made):
                 heard[keys[i]] = transcript
                 caches.write(CACHE, keys[i], json.dumps(asdict(transcript)).encode())
         return [heard[key] for key in keys]
@@ -116,7 +120,7 @@ class Transcriber:
         ]
         longest = max(w.seconds for w in waves)
         options = whisper.DecodingOptions(
-            language=self.language, temperature=0.0, without_timestamps=True, fp16=self.device == "cuda",
+            language=self.language, temperature=0.0, without_timestamps=True, fp16=self.device.startswith("cuda"),
             sample_len=min(224, max(24, int(TOKENS_PER_SECOND * longest))),
         )  # fmt: skip
         results = whisper.decode(self.model, torch.stack(mels).to(self.device), options)

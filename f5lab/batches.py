@@ -5,6 +5,7 @@
 the noise of its own seed. A test holds a batch equal to clips spoken one by one.
 """
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from f5lab import bars
+from f5lab import bars, models, usage
 from f5lab.errors import ModelError
-from f5lab.samplers import Sample, Studio, inference_prompt, run_inference, spoken_front_end
+from f5lab.samplers import Sample, Studio, inference_prompt, run_inference, spoken_front_end, times_that_increase
 from f5lab.specs import Prompt, Recipe
 
 FRAMES = {"cpu": 1200, "mps": 6000, "cuda": 30000}
 """Frames in a batch, guidance's second half not counted: on a CPU more gains nothing."""
+LEAST = {"cpu": 2, "mps": 2, "cuda": 1}
+"""Clips from which on a batch is made. ``infer_process`` samples in a thread of its own for each clip, where CUDA begins anew."""
 
 Pair = tuple[Prompt, int]
 
@@ -90,9 +93,12 @@ def speak_pairs(studio: Studio, recipe: Recipe, pairs: Sequence[Pair]) -> list[S
     """
     done: dict[int, Sample] = {}
     if recipe.path == "inference":
-        for numbers, requests in bars.follow(list(_groups(studio, recipe, pairs)), f"speaking: {recipe.name}", "batch"):
-            for number, sample in zip(numbers, _speak_group(studio, recipe, [pairs[i] for i in numbers], requests)):
-                done[number] = sample
+        with usage.spend(usage.SYNTHESIS, 0):
+            groups = list(_groups(studio, recipe, pairs))
+        for numbers, requests in bars.follow(groups, f"speaking: {recipe.name}", "batch"):
+            with usage.spend(usage.SYNTHESIS, len(numbers)):
+                made = _speak_group(studio, recipe, [pairs[i] for i in numbers], requests)
+            done.update(zip(numbers, made))
     for number, (prompt, seed) in enumerate(pairs):
         if number not in done:
             done[number] = studio.speak(recipe, prompt, seed)
@@ -100,18 +106,18 @@ def speak_pairs(studio: Studio, recipe: Recipe, pairs: Sequence[Pair]) -> list[S
 
 
 def _groups(studio: Studio, recipe: Recipe, pairs: Sequence[Pair]) -> Iterator[tuple[list[int], list[Request]]]:
-    """Yield numbers of pairs that fit one batch, two or more, with their requests."""
+    """Yield numbers of pairs that fit one batch with their requests; fewer than `LEAST` are left out."""
     asked = {prompt.id: capture(studio, recipe, prompt) for prompt, _ in pairs}
     shapes: dict[tuple[int, ...], list[int]] = {}
     for number, (prompt, _) in enumerate(pairs):
         if (request := asked[prompt.id]) is not None:
             shapes.setdefault(request.shape, []).append(number)
-    most = FRAMES[studio.device.split(":")[0]]
+    kind = studio.device.split(":")[0]
     for (_, frames), numbers in shapes.items():
-        size = max(1, most // max(1, frames))
+        size = max(1, FRAMES[kind] // max(1, frames))
         for start in range(0, len(numbers), size):
             chosen = numbers[start : start + size]
-            if len(chosen) > 1:
+            if len(chosen) >= LEAST[kind]:
                 yield chosen, [asked[pairs[i][0].id] for i in chosen]
 
 
@@ -128,23 +134,44 @@ def capture(studio: Studio, recipe: Recipe, prompt: Prompt) -> Request | None:
 
 
 def _speak_group(studio: Studio, recipe: Recipe, pairs: Sequence[Pair], requests: Sequence[Request]) -> list[Sample]:
+    """Speak pairs in one batch, or in two halves where memory does not suffice."""
     start = time.perf_counter()
-    model, seeds = studio.model(recipe), [seed for _, seed in pairs]
-    first = requests[0]
     try:
-        with torch.inference_mode():
-            made, _ = model.sample(
-                cond=torch.cat([r.cond for r in requests]), text=[r.text[0] for r in requests], duration=first.duration,
-                seed=_Seeds(seeds), **first.options,
-            )  # fmt: skip
+        made = _sample(studio, recipe, [seed for _, seed in pairs], requests)
     except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"{len(pairs)} clips of {first.duration} frames do not fit the memory of {studio.device}",
-            next_step="use fewer prompts and seeds, or --device cpu",
-        ) from error
-    finally:
-        model.transformer.clear_cache()
+        if len(pairs) == 1:
+            raise ModelError(
+                f"one clip of {requests[0].duration} frames does not fit the memory of {studio.device} beside the models",
+                next_step=f"free the {_short_of(error)}, use shorter prompts, precision: fp16, or --device cpu",
+            ) from error
+        made = None
+    if made is None:  # outside the handler, so that what the failed attempt held is free
+        models.free_memory(studio.device)
+        half = len(pairs) // 2
+        return [
+            sample for part in (slice(half), slice(half, None)) for sample in _speak_group(studio, recipe, pairs[part], requests[part])
+        ]
     each = (time.perf_counter() - start) / len(pairs)
     return [
         studio.finish(recipe, prompt, seed, _Player(made[i : i + 1]), each) for i, (prompt, seed) in enumerate(pairs)
     ]
+
+
+def _sample(studio: Studio, recipe: Recipe, seeds: Sequence[int], requests: Sequence[Request]) -> Tensor:
+    """Return the mels of requests of one shape [shape=(b, n, d)], each from the noise of its own seed."""
+    model, first = studio.model(recipe), requests[0]
+    try:
+        with torch.inference_mode(), times_that_increase(recipe), studio.quick(model):
+            made, _ = model.sample(
+                cond=torch.cat([r.cond for r in requests]), text=[r.text[0] for r in requests], duration=first.duration,
+                seed=_Seeds(seeds), **first.options,
+            )  # fmt: skip
+    finally:
+        model.transformer.clear_cache()
+    return made
+
+
+def _short_of(error: torch.OutOfMemoryError) -> str:
+    """Return how much memory an allocation asked for, as torch says it."""
+    found = re.search(r"allocate ([\d.]+ \wi?B)", str(error))
+    return f"{found[1]} that were asked for" if found else "memory"

@@ -93,6 +93,8 @@ def run(
                 case, only=[part for part in only.split(",") if part.strip()], out=out, settings=settings, device=device,
                 quick=quick, cell_timeout_s=cell_timeout, watch=progress.show,
             )  # fmt: skip
+    if result.used:
+        progress.console.print(result.used, style="dim", markup=False, soft_wrap=True)
     say_path(result.index)
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)

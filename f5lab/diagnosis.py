@@ -216,14 +216,15 @@ def _left_by_ear(suspicions: Iterable[Suspicion], heard: "listening.Listening") 
     return []
 
 
-def record(log: FindingsLog, suspicions: Iterable[Suspicion]) -> None:
-    """Record one finding for each suspicion, under its id."""
+def record(log: FindingsLog, suspicions: Iterable[Suspicion], evidence: Sequence[str] = ()) -> None:
+    """Record one finding for each suspicion, under its id; `evidence` names the cells in which they are looked at."""
     verdict = {"cause": "supported", "refuted": "refuted", "unknown": "inconclusive"}
     says = {"cause": "is at work:", "refuted": "is at work. Ruled out:", "unknown": "is at work. Not known:"}
     for item in suspicions:
         log.record(
             f"{log.notebook}-{item.id}", question=QUESTION, claim=f"{item.id} {says[item.outcome]} {item.claim}", verdict=verdict[item.outcome],
             value=item.value, unit=item.unit, interval=item.interval, n=item.n, limitation=item.limitation or item.needs,
+            evidence=list(evidence),
         )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ imports it once and undoes the first two; the device is always passed explicitly
 
 import contextlib
 import functools
+import gc
 import inspect
 import io
 import sys
@@ -107,6 +108,15 @@ def pick_device(device: str = "auto") -> str:
         there = ", ".join(name for name, there in available.items() if there)
         raise ModelError(f"device {device!r} is not available", expected=f"auto or one of: {there}")
     return device
+
+
+def free_memory(device: str) -> None:
+    """Give memory that torch keeps for later back to an accelerator."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    elif device == "mps":
+        torch.mps.empty_cache()
 
 
 def pick_precision(precision: Precision, device: str) -> Literal["fp32", "fp16", "bf16"]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from f5lab import checkpoints, models
+from f5lab import checkpoints, models, usage
 from f5lab.audio import Wave, load_wave, resample
 from f5lab.errors import CaseError, ModelError
 from f5lab.models import HOP, RATE_HZ
@@ -135,7 +135,8 @@ class Probe:
         """
         key = _key(hypothesis)
         if key not in self._losses:
-            values = [[self._item_loss(hypothesis, i, k) for k in range(self.draws)] for i in range(len(self.items))]
+            with usage.spend(usage.PROBE, len(self.items) * self.draws):
+                values = [[self._item_loss(hypothesis, i, k) for k in range(self.draws)] for i in range(len(self.items))]
             self._losses[key] = Loss(np.array(values))
         if not np.isfinite(self._losses[key].values).all():
             raise ModelError("the loss is not finite", next_step="see the checkpoint's anatomy and the precision")

@@ -20,7 +20,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from f5lab import __version__, catalogue, markup, tables, verdicts
+from f5lab import __version__, captions, catalogue, markup, tables, upstream_terms, usage, verdicts
 from f5lab.findings import Finding
 from f5lab.inert import markdown_code, markdown_text, spell_hidden
 from f5lab.provenance import duration_text, size_text
@@ -148,6 +148,7 @@ def index_page(folder: Path, record: Mapping[str, Any], findings: Sequence[Findi
     return page(
         "index.html.j2",
         verdict=_verdict_view(verdict, rows, folder, record) if verdict else None,
+        used=usage.joined([entry["usage"] for entry in record["notebooks"] if entry.get("usage")]),
         bundled=str(record["case"]["path"]).startswith("data/cases/"),
         record=record,
         rows=rows,
@@ -165,7 +166,7 @@ def page(template: str, **values: Any) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
-    environment.filters |= {"shown": _shown_text, "duration": duration_text, "size": size_text, "moment": _moment}
+    environment.filters |= {"spent": usage.sentence, "shown": _shown_text, "duration": duration_text, "size": size_text, "moment": _moment}
     filled = environment.get_template(template).render(
         css=_stylesheet(), policy=markup.CONTENT_SECURITY_POLICY, f5lab=__version__, **values
     )
@@ -182,17 +183,36 @@ def _verdict_view(
         "headline": verdict.headline,
         "causes": [
             {"cause": cause, "title": catalogue.title_of(cause.id), "settings": _settings_text(cause),
-             "claims": [(name, claims.get(name, ""), by_id.get(name, {}).get("page")) for name in cause.evidence]}
+             "upstream": upstream_terms.lines(cause.fix.settings)[:SETTINGS_CHARACTERS],
+             "claims": [(name, claims.get(name, ""), _best_link(by_id.get(name))) for name in cause.evidence]}
             for cause in verdict.causes
         ],
         "refuted": [(item.id, claims.get(item.evidence[0], "") if item.evidence else "") for item in verdict.refuted],
         "unknown": verdict.unknown,
-        "clips": [
-            (label, base64.b64encode((folder / file).read_bytes()).decode())
-            for label, file in (("as inference runs", BEFORE), ("repaired", AFTER)) if (folder / file).is_file()
-        ],
+        "clips": _before_and_after(folder, record),
         "markdown": verdicts.markdown(verdict, claims) + "\n" + maintainer_markdown(record),
     }  # fmt: skip
+
+
+def _best_link(row: Mapping[str, Any] | None) -> str | None:
+    """Return the first place that a finding names as evidence, else its notebook."""
+    if row is None:
+        return None
+    return next((link for _, link in row["evidence"] if link), row["page"])
+
+
+def _before_and_after(folder: Path, record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the first prompt's clips as inference runs and repaired: label, data, and what its notebook says of each."""
+    entry = next((e for e in record["notebooks"] if e["number"] == BEFORE.split("/")[1][:2]), {})
+    said = dict(captions.players({"cells": _cells(folder, entry)}))
+    found = []
+    for label, file in (("as inference runs", BEFORE), ("repaired", AFTER)):
+        if (folder / file).is_file():
+            audio = (folder / file).read_bytes()
+            caption = said.get(captions.mark(audio), "")
+            text = next((p["gen_text"] for p in record.get("prompts") or () if f" · {p['id']} · " in caption), "")
+            found.append({"label": label, "data": base64.b64encode(audio).decode(), "caption": caption, "text": text})
+    return found
 
 
 def maintainer_markdown(record: Mapping[str, Any]) -> str:
@@ -252,11 +272,15 @@ def _evidence_link(name: str, folder: Path, page: str | None, ids: set[str]) -> 
 
 
 def _cell_ids(folder: Path, entry: Mapping[str, Any]) -> set[str]:
+    return {cell.get("id", "") for cell in _cells(folder, entry)}
+
+
+def _cells(folder: Path, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the cells of a run's executed notebook; none where it was not executed or is damaged since."""
     source = folder / str(entry.get("notebook", ""))
     if not source.is_file():
-        return set()
+        return []
     try:
-        cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
-    except (ValueError, KeyError, TypeError):  # damaged since; its links lead to the page
-        return set()
-    return {cell.get("id", "") for cell in cells}
+        return list(json.loads(source.read_text(encoding="utf-8"))["cells"])
+    except (ValueError, KeyError, TypeError):
+        return []

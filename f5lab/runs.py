@@ -1,8 +1,5 @@
 """Runs as they lie on disk, of whatever age and origin: read whole, or refused with the reason."""
 
-import base64
-import hashlib
-import html
 import json
 import math
 import re
@@ -17,7 +14,7 @@ from typing import Any, Literal
 import nbformat
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
-from f5lab import __version__, findings, parameters, paths, verdicts
+from f5lab import __version__, captions, findings, parameters, paths, verdicts
 from f5lab.errors import LabError, RunError
 from f5lab.findings import Finding
 from f5lab.verdicts import Verdict
@@ -28,10 +25,6 @@ FORMAT = 1
 RECORD = "run.json"
 _STAMP = re.compile(r"^\d{8}T\d{6}Z(-\d+)?$")
 _NAME = r"^\d\d_[a-z0-9_]+$"
-_CLIP = re.compile(
-    r'<audio\b[^>]*\bsrc="data:audio/flac;base64,([A-Za-z0-9+/=]+)"[^>]*></audio>\s*<figcaption>(.*?)</figcaption>',
-    re.S,
-)
 
 
 class _Part(BaseModel):
@@ -73,6 +66,23 @@ class _Settings(_Part):
     set: dict[str, str] = {}
 
 
+class _Spent(_Part):
+    seconds: FiniteFloat = Field(ge=0)
+    count: int = Field(ge=0)
+
+
+class _Memory(_Part):
+    name: str
+    peak_bytes: int = Field(ge=0)
+    total_bytes: int = Field(ge=0)
+
+
+class _Usage(_Part):
+    seconds: FiniteFloat = Field(ge=0)
+    parts: dict[Literal["synthesis", "Whisper", "probe"], _Spent] = {}
+    gpu: _Memory | None = None
+
+
 class _NotebookEntry(_Part):
     number: str = Field(pattern=r"^\d\d$")
     name: str = Field(pattern=_NAME)
@@ -82,6 +92,7 @@ class _NotebookEntry(_Part):
     findings: int = 0
     error: str = ""
     parameters: dict[str, _Parameter] = {}
+    usage: _Usage | None = None
 
 
 class _Record(_Part):
@@ -173,13 +184,11 @@ class StoredRun:
         said: dict[tuple[str, bytes], list[str]] = {}
         for entry in self.record["notebooks"]:
             node = self.notebook(entry)
-            for source in _html_outputs(node) if node else ():
-                for data, caption in _CLIP.findall(source):
-                    key = (entry["number"], hashlib.sha256(data.encode()).digest())
-                    said.setdefault(key, []).append(html.unescape(caption))
+            for mark, caption in captions.players(node) if node else ():
+                said.setdefault((entry["number"], mark), []).append(caption)
         found = {}
         for name, file in self.audio.items():
-            same = said.get((name[:2], hashlib.sha256(base64.b64encode(file.read_bytes())).digest()), [])
+            same = said.get((name[:2], captions.mark(file.read_bytes())), [])
             if same:
                 found[name] = same.pop(0) if len(same) > 1 else same[0]
         return found
@@ -201,11 +210,6 @@ class Damaged:
 
     folder: Path
     reason: str
-
-
-def _html_outputs(node: nbformat.NotebookNode) -> list[str]:
-    found = [out.get("data", {}).get("text/html", "") for cell in node.cells for out in cell.get("outputs", ())]
-    return ["".join(text) if isinstance(text, list) else text for text in found]
 
 
 def find_run(name: str | Path, root: Path | None = None) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from f5lab import bars, models
+from f5lab import bars, graphs, models, usage
 from f5lab.audio import Wave, load_wave, resample
 from f5lab.errors import AudioError, CaseError, ModelError
 from f5lab.specs import Arch, Case, FrontEnd, Prompt, Recipe, Vocoder
@@ -117,11 +117,15 @@ class Studio:
     ----------
     device : str
         "auto", "cuda", "mps" or "cpu".
+    replay : bool
+        On CUDA, record a forward pass once and replay it (`graphs`); nothing else changes.
     """
 
-    def __init__(self, device: str = "auto") -> None:
+    def __init__(self, device: str = "auto", *, replay: bool = True) -> None:
         self.device = models.pick_device(device)
+        self.replay = replay and self.device.startswith("cuda")
         self._models: dict[str, torch.nn.Module] = {}
+        self._replayers: dict[torch.nn.Module, graphs.Replayer] = {}
         self._vocoders: dict[Vocoder, torch.nn.Module] = {}
 
     def model(self, recipe: Recipe) -> torch.nn.Module:
@@ -159,6 +163,12 @@ class Studio:
             self._models[key] = prepared(model, self.device) if recipe.path == "accelerate" else model
         return self._models[key]
 
+    def quick(self, model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which a model's forward passes are replayed where that is wanted."""
+        if not self.replay:
+            return contextlib.nullcontext()
+        return self._replayers.setdefault(model, graphs.Replayer(model)).active()
+
     def vocoder(self, recipe: Recipe) -> torch.nn.Module:
         """Return the recipe's vocoder."""
         if recipe.vocoder not in self._vocoders:
@@ -179,11 +189,12 @@ class Studio:
             The model cannot be loaded, or gives values that are not finite.
         """
         start = time.perf_counter()
-        if recipe.path == "inference":
-            wave, mel, text = self._infer(recipe, prompt, seed)
-        else:
-            clip, text = training_item(prompt)
-            wave, mel = self._log_sample(recipe, clip, text, seed)
+        with usage.spend(usage.SYNTHESIS):
+            if recipe.path == "inference":
+                wave, mel, text = self._infer(recipe, prompt, seed)
+            else:
+                clip, text = training_item(prompt)
+                wave, mel = self._log_sample(recipe, clip, text, seed)
         return Sample(wave, mel, text, prompt.id, recipe.name, seed, time.perf_counter() - start)
 
     def speak_all(self, recipe: Recipe, prompts: Sequence[Prompt], seeds: Iterable[int]) -> list[Sample]:
@@ -201,7 +212,7 @@ class Studio:
         tokens = text if recipe.front_end in ("raw", "byte") else models.front_end(recipe.front_end)(text)
         doubled = [tokens + ([" "] if isinstance(tokens, list) else " ") + tokens]
         torch.manual_seed(seed)
-        with torch.inference_mode():
+        with torch.inference_mode(), times_that_increase(recipe):
             generated, _ = model.sample(
                 cond=mel[None], text=doubled, duration=2 * len(mel), steps=recipe.nfe_step,
                 cfg_strength=recipe.cfg_strength, sway_sampling_coef=recipe.sway_sampling_coef,
@@ -216,9 +227,10 @@ class Studio:
         with spoken_front_end(recipe.front_end):  # whatever is built draws random numbers: before the seed is set
             torch.manual_seed(seed)
             try:
-                samples, rate, spectrogram = run_inference(
-                    recipe, audio, text, prompt, own or model, vocoder, self.device
-                )
+                with self.quick(own) if own is not None else contextlib.nullcontext():
+                    samples, rate, spectrogram = run_inference(
+                        recipe, audio, text, prompt, own or model, vocoder, self.device
+                    )
             finally:
                 if own is not None:
                     own.transformer.clear_cache()
@@ -264,12 +276,26 @@ def run_inference(
     recipe: Recipe, audio: str, text: str, prompt: Prompt, model: Any, vocoder: Any, device: str
 ) -> tuple[np.ndarray | None, int, np.ndarray | None]:
     """Call upstream's ``infer_process`` with a recipe's settings: samples, rate and spectrogram [shape=(d, n)]."""
-    with models.quiet():
+    with models.quiet(), times_that_increase(recipe):
         return models.upstream().infer_process(
             audio, text, prompt.gen_text, model, vocoder, mel_spec_type=recipe.vocoder.name, show_info=_mute, progress=None,
             nfe_step=recipe.nfe_step, cfg_strength=recipe.cfg_strength, sway_sampling_coef=recipe.sway_sampling_coef,
             speed=recipe.speed, fix_duration=recipe.fix_duration, device=device,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def times_that_increase(recipe: Recipe) -> Iterator[None]:
+    """Name what torchdiffeq's bare assertion means: in bfloat16 neighbouring sampling times round to the same value."""
+    try:
+        yield
+    except AssertionError as error:
+        if "strictly increasing" not in str(error):
+            raise
+        raise ModelError(
+            f"upstream cannot sample {recipe.nfe_step} steps in {recipe.precision}: with sway sampling the first times round to "
+            f"equal values ({error})", next_step="precision: fp32 or fp16",
+        ) from error
 
 
 def training_item(prompt: Prompt) -> tuple[Path, str]:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from f5lab import usage
 from f5lab.inert import CLIP_CHARACTERS, visible
 
 if TYPE_CHECKING:
@@ -30,6 +31,17 @@ class Html:
 
     def __repr__(self) -> str:
         return self.text
+
+
+class Closing(Html):
+    """A notebook's last table, which also tells the run that executes it where time and memory went (`usage`)."""
+
+    def __init__(self, source: str, text: str, used: Mapping[str, Any]) -> None:
+        super().__init__(f'{source}<p class="note">{html.escape(usage.sentence(used))}</p>', text)
+        self.used = used
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        return {"text/html": self.source, "text/plain": self.text, usage.MIME: self.used}
 
 
 def cell_text(value: Any, clip: int | None = CLIP_CHARACTERS) -> str:
@@ -117,8 +129,9 @@ def badge(verdict: str) -> Html:
     return Html(f'<span class="badge {word}">{SIGNS.get(verdict, "·")} {word}</span>', verdict)
 
 
-def show_findings(findings: "Iterable[Finding]") -> Html:
-    """Return findings as a table: verdict, claim, value with interval and n, evidence, limitation."""
+def show_findings(findings: "Iterable[Finding]") -> Closing:
+    """Return a notebook's findings as its last table, verdict, claim, value with interval and n, evidence, limitation, and below
+    it where the time went."""
     rows = [
         {
             "verdict": badge(finding.verdict),
@@ -130,7 +143,8 @@ def show_findings(findings: "Iterable[Finding]") -> Html:
         }
         for finding in findings
     ]
-    return table(rows, caption="Findings of this notebook", clip=600)
+    shown = table(rows, caption="Findings of this notebook", clip=600)
+    return Closing(shown.source, shown.text, usage.spent())
 
 
 def provenance(case: "Case", **facts: Any) -> Html:

@@ -19,6 +19,7 @@ from f5lab import (
     reports,
     run_folders,
     run_index,
+    usage,
     verdicts,
 )  # fmt: skip
 from f5lab.errors import RunError, UsageError
@@ -94,6 +95,12 @@ class Run:
     def interrupted(self) -> bool:
         """Whether the user stopped the run."""
         return any(entry["error"] == kernels.INTERRUPTED for entry in self.record["notebooks"])
+
+    @property
+    def used(self) -> str:
+        """Where time and a GPU's memory went, in one line; empty when no notebook said."""
+        used = usage.joined([entry["usage"] for entry in self.record["notebooks"] if entry.get("usage")])
+        return usage.sentence(used) if used else ""
 
     @property
     def index(self) -> Path:
@@ -228,6 +235,8 @@ def _run_one(
         "status": FAILED if error else OK, "seconds": round(done.seconds, 2), "findings": count, "error": error,
         "cells": len(done.node.cells), "notebook": f"{notebook.name}.ipynb", "report": f"{notebook.name}.html",
     }  # fmt: skip
+    if used := _usage(done.node):
+        entry["usage"] = used
     node = privacy.settle(done.node, result.folder, result.case)
     paths.write_text(result.folder / f"{notebook.name}.ipynb", markup.encodable(nbformat.writes(node)) + "\n")
     page = reports.notebook_page(node, entry, result.record)
@@ -240,6 +249,15 @@ def _run_one(
     watch(Step(step.notebook, step.position, step.notebooks, len(done.node.cells), len(done.node.cells),
                status=entry["status"], seconds=done.seconds, findings=count, error=error))  # fmt: skip
     return not done.interrupted
+
+
+def _usage(node: nbformat.NotebookNode) -> dict[str, Any] | None:
+    """Return where an executed notebook says that its time and a GPU's memory went."""
+    for cell in reversed(node.cells):
+        for output in cell.get("outputs", ()):
+            if used := output.get("data", {}).get(usage.MIME):
+                return dict(used)
+    return None
 
 
 def _verdict_digest(folder: Path) -> str:

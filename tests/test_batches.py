@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from f5lab import batches, paths, samplers
-from f5lab.errors import CaseError
+from f5lab.errors import CaseError, ModelError
 from f5lab.samplers import Studio
 from f5lab.specs import Case, Recipe, load_case
 
@@ -73,3 +73,22 @@ def test_a_prompt_without_its_text_is_refused(case: Case, recipe: Recipe, studio
 def test_every_seed_is_used_in_its_turn() -> None:
     seeds = batches._Seeds([7, 8])
     assert [int(seeds), int(seeds)] == [7, 8]
+
+
+def test_bfloat16_whose_times_coincide_is_named(case: Case, recipe: Recipe, studio: Studio) -> None:
+    """Upstream ends in torchdiffeq's bare assertion, alone and in a batch."""
+    rounded = recipe.but(precision="bf16", nfe_step=32)
+    for pairs in ([(case.prompts[0], 0)], [(case.prompts[0], seed) for seed in range(2)]):
+        with pytest.raises(ModelError, match="32 steps in bf16.*equal values.*fp32"):
+            batches.speak_pairs(studio, rounded, pairs)
+
+
+def test_a_batch_of_one_is_the_clip_alone(
+    case: Case, recipe: Recipe, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GPUs speak single clips: sampled in this thread, bit by bit what upstream samples in its own."""
+    alone = studio.speak(recipe, case.prompts[1], 5)
+    monkeypatch.setitem(batches.LEAST, "cpu", 1)
+    monkeypatch.setattr(Studio, "speak", None)
+    (made,) = batches.speak_pairs(studio, recipe, [(case.prompts[1], 5)])
+    assert np.array_equal(made.mel, alone.mel) and np.array_equal(made.wave.samples, alone.wave.samples)

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "f5lab"
 LAYERS = [
     {
-        "errors", "inert", "bars", "paths", "caches", "remedies", "presets", "specs", "findings", "provenance", "tables", "catalogue", "verdicts",
+        "errors", "inert", "bars", "usage", "paths", "caches", "remedies", "presets", "specs", "findings", "provenance", "tables", "catalogue", "verdicts", "captions", "upstream_terms",
         "refusals", "sources", "stored_tensors", "pickles", "zip_audit", "manifests", "safetensor_headers", "torch_files",
         "file_kinds", "file_reader", "processes", "opinion_reader", "sandbox", "second_opinion", "weights_files", "layouts",
         "ledgers", "engines", "sweep_specs",
@@ -21,7 +21,7 @@ LAYERS = [
         "anatomy", "architectures", "audio", "checkpoints", "diffs", "ema", "figures", "metrics", "plots", "schedules",
         "statistics", "vocabs", "trends", "pitch", "readings",
     },
-    {"models", "asr", "whisper_weights", "speakers", "opinions"},
+    {"models", "asr", "whisper_weights", "speakers", "opinions", "graphs"},
     {
         "samplers", "cycles", "oracles", "voices", "discovery", "curricula", "vocoders", "specimens", "finetuning", "gates", "factors", "probes", "batches", "suspects",
         "parity", "prompt_timing", "examinations", "settings_search", "weight_faults", "setting_faults", "text_faults",

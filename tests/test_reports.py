@@ -263,6 +263,7 @@ def test_the_front_page_opens_with_the_verdict(tmp_path: Path) -> None:
     page = reports.index_page(tmp_path, record(), [finding])
     assert_harmless(page)
     assert page.index("Cause: Mel of the other vocoder (97%)") < page.index("What it rests on")
+    assert "--vocoder_name &#39;&lt;script&gt;alert(1)&lt;/script&gt;&#39;" in page  # quoted for a shell, then for HTML
     for part in (
         "CER: 0.9 with it, 0.1 without",
         "vocoder-wrong",
@@ -273,3 +274,29 @@ def test_the_front_page_opens_with_the_verdict(tmp_path: Path) -> None:
         assert part in page
     (tmp_path / "verdict.json").unlink()
     assert "Verdict so far" in reports.index_page(tmp_path, record(), [finding])
+
+
+def test_before_and_after_say_what_should_be_and_what_was_heard(tmp_path: Path) -> None:
+    from f5lab import verdicts
+    from f5lab.verdicts import Verdict
+
+    verdicts.save(Verdict(case="toy", run="r", healthy=True, causes=[], refuted=[], unknown=[]), tmp_path)
+    (tmp_path / "audio").mkdir()
+    (tmp_path / reports.BEFORE).write_bytes(b"fLaC before")
+    (tmp_path / reports.AFTER).write_bytes(b"fLaC after")
+    clip = '<audio src="data:audio/flac;base64,{}"></audio><figcaption>{} \u00b7 p02 \u00b7 seed 0 \u00b7 heard: {}</figcaption>'
+    shown = [
+        clip.format(base64.b64encode(data).decode(), name, heard)
+        for data, name, heard in ((b"fLaC before", "inference", "ova &lt;b&gt;"), (b"fLaC after", "repaired", "um livro"))
+    ]
+    cell = V4.new_code_cell("", outputs=[V4.new_output("display_data", {"text/html": "".join(shown)})])
+    (tmp_path / "06_x.ipynb").write_text(nbformat.writes(V4.new_notebook(cells=[cell])), encoding="utf-8")
+    told = record() | {
+        "notebooks": [entry(number="06", name="06_x", notebook="06_x.ipynb", report="06_x.html")],
+        "prompts": [{"id": "p01", "gen_text": "Outra frase"}, {"id": "p02", "gen_text": "Comprou um livro"}],
+    }
+    page = reports.index_page(tmp_path, told, [])
+    assert_harmless(page)
+    assert "\u201cComprou um livro\u201d" in page and "Outra frase" not in page
+    assert "heard: ova &lt;b&gt;" in page and "heard: um livro" in page
+    assert page.index("as inference runs") < page.index("ova &lt;b&gt;") < page.index("repaired")
