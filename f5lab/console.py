@@ -1,6 +1,7 @@
 """What the command line shows: results for people or as JSON, and the progress of a run."""
 
 import os
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,11 +33,23 @@ def deliver(report: Mapping[str, Any], json_file: Path | None) -> None:
     if str(json_file) == "-":
         sys.stdout.write(text)
         return
-    if json_file is not None:
+    if json_file is not None and _is_a_stream(json_file):
+        with json_file.open("w", encoding="utf-8") as f:
+            f.write(text)
+    elif json_file is not None:
         paths.write_text(_spare(json_file), text)
     from rich.console import Console
 
     _show(report, Console(highlight=False))
+
+
+def _is_a_stream(path: Path) -> bool:
+    """Return whether a path is a device, pipe or terminal, such as /dev/stdout: written to, never replaced."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
 def _spare(json_file: Path) -> Path:

@@ -190,3 +190,14 @@ def test_help_names_every_command_quickly() -> None:
     }  # fmt: skip
     assert time.monotonic() - begun < 10
     assert run_cli("--version").stdout.startswith("f5lab ")
+
+
+def test_json_goes_into_devices_and_pipes_without_replacing_them(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
+    console.deliver({"answer": 42}, pipe)
+    assert json.loads(reader.communicate(timeout=20)[0]) == {"answer": 42}
+    assert pipe.is_fifo()
+    console.deliver({"answer": 42}, Path(os.devnull))
+    assert Path(os.devnull).is_char_device()
