@@ -27,7 +27,7 @@ MEASURES = (CER, DURATION, VOICE, COST)
 BASE = "base"
 FEWEST_PROMPTS = 4
 """With fewer, an interval over prompts says nothing about other texts."""
-Judgement = Literal["beyond the seeds", "within the seeds", "cannot be told"]
+Judgement = Literal["beyond the seeds", "within the seeds", "no difference shown", "cannot be told"]
 
 
 def points(base: Recipe, axes: Mapping[str, Sequence[float | None]], *, full: bool = False) -> dict[str, Recipe]:
@@ -152,11 +152,12 @@ class Change:
 
     @property
     def judgement(self) -> Judgement:
-        """Whether the difference is more than the seeds'."""
+        """Whether the interval excludes 0, and whether the difference is then more than the seeds'."""
         if self.difference.n < FEWEST_PROMPTS or self.seed_band is None:
             return "cannot be told"
-        excluded = self.difference.low > 0 or self.difference.high < 0
-        return "beyond the seeds" if excluded and abs(self.difference.mean) > self.seed_band else "within the seeds"
+        if self.difference.low <= 0 <= self.difference.high:
+            return "no difference shown"
+        return "beyond the seeds" if abs(self.difference.mean) > self.seed_band else "within the seeds"
 
     @property
     def row(self) -> dict[str, object]:
@@ -251,7 +252,7 @@ def conclusion(found: Sequence[Change], field: str, measured: str = CER) -> dict
     largest = max(tried, key=lambda c: (c.judgement == "beyond the seeds", abs(c.difference.mean)))
     if largest.judgement == "beyond the seeds":
         verdict, limitation = "supported", ""
-    elif any(c.judgement == "within the seeds" for c in tried):
+    elif any(c.judgement != "cannot be told" for c in tried):
         verdict, limitation = (
             "inconclusive",
             "nothing beyond the seeds was shown, which does not show that there is nothing",

@@ -121,15 +121,16 @@ def divergences(found: Divergence, *, caption: str = "") -> Figure:
 def character_maps(found: Sequence[tuple[str, Alignment]], *, caption: str = "") -> Figure:
     """Draw characters (rows, read downwards) against time, one panel each: how much each frame listens to each character.
 
-    Circles are the characters' centroids, the dashed line is the straight diagonal; each panel has its own scale.
+    Circles are the characters' centroids, the dashed line is the straight diagonal; all panels have one scale.
     """
     most = max(len(alignment.tokens) for _, alignment in found)
     figure, axes = plt.subplots(1, len(found), figsize=(4.5 * len(found), 0.17 * most + 1.5), squeeze=False)
+    highest = max(float(100 * alignment.effect.max()) for _, alignment in found)
     for ax, (name, alignment) in zip(axes.flat, found):
         k, n = alignment.effect.shape
         mesh = ax.pcolormesh(
-            np.arange(n + 1) * HOP_S, np.arange(k + 1), 100 * alignment.effect, cmap="viridis", rasterized=True
-        )
+            np.arange(n + 1) * HOP_S, np.arange(k + 1), 100 * alignment.effect, cmap="viridis", rasterized=True, vmin=0, vmax=highest,
+        )  # fmt: skip
         ax.plot([0, n * HOP_S], [0, k], "--", color="white", lw=0.8)
         ax.plot(alignment.centroids_s, np.arange(k) + 0.5, "o", ms=3.5, mfc="none", mec="white")
         ax.set_yticks(

@@ -71,7 +71,8 @@ def test_only_what_exceeds_seeds_and_prompts_counts(grid: Grid) -> None:
     [
         (Estimate(0.5, 0.4, 0.6, 3), 0.1, "cannot be told"),
         (Estimate(0.5, 0.4, 0.6, 4), None, "cannot be told"),
-        (Estimate(0.5, -0.1, 0.9, 4), 0.1, "within the seeds"),
+        (Estimate(0.5, -0.1, 0.9, 4), 0.1, "no difference shown"),
+        (Estimate(0.2, 0.1, 0.3, 4), 0.25, "within the seeds"),
         (Estimate(-0.5, -0.6, -0.4, 4), 0.1, "beyond the seeds"),
     ],
 )
