@@ -52,8 +52,9 @@ def test_without_ray_there_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.skipif(not os.environ.get("F5LAB_LONG_TESTS"), reason="starts Ray; set F5LAB_LONG_TESTS=1")
-def test_ray_refuses_what_no_node_has_and_hands_on_a_refusal() -> None:
+def test_ray_refuses_what_no_node_has_and_hands_on_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import toy_tasks
     with pytest.raises(RunError, match="no node of the Ray cluster has what a task needs, 1 cores and 9 GPUs"):
         list(engines.run_ray(TASKS, toy_tasks.measure, gpus=9))
     with pytest.raises(RunError, match="other files; expected the same files"):

@@ -240,6 +240,7 @@ def test_a_ray_cluster_that_loses_a_node_writes_what_one_machine_writes(
     marks.mkdir()
     monkeypatch.setenv("TOY_MARKS", str(marks))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import toy_tasks
     expected = sweeps.run(tasks, toy_tasks.measure).rows
     monkeypatch.setenv("F5LAB_CACHE", str(tmp_path / "cluster"))
     cluster = Cluster(initialize_head=True, head_node_args=_node())
