@@ -6,7 +6,7 @@ the bundled case's, four texts joined to one. Each way is warmed up, then timed 
 
 * upstream: ``load_model`` and ``infer_process``, one clip after the other, in upstream's own precision
 * batched: ``batches.speak_pairs``, pairs of equal length together; "N seeds" is one prompt in one batch
-* replayed: with each pass recorded once as a CUDA graph, as f5lab does on such a device; one by one: ``Studio.speak``
+* replayed: with each pass recorded once as a CUDA graph, as f5lab does on such a device; one by one: a batch for each
 
 A real-time factor is seconds of work for a second of audio. What a precision changes is measured on the bundled specimen, which
 speaks: the probe's loss and the mel against float32. One hypothesis as the probe scores it is timed against a fresh ``load_model`` and
@@ -122,7 +122,7 @@ def ways(recipe: Recipe, device: str, pairs: Sequence[Pair], same: Sequence[Pair
         "batched" + many: (len(same), lambda: batches.speak_pairs(plain, recipe, same)),
     }
     if quick.replay:
-        found["one by one, replayed"] = (len(pairs), lambda: [quick.speak(recipe, *pair) for pair in pairs])
+        found["one by one, replayed"] = (len(pairs), lambda: [batches.speak_pairs(quick, recipe, [pair])[0] for pair in pairs])
         found["batched, replayed"] = (len(pairs), lambda: batches.speak_pairs(quick, recipe, pairs))
         found["batched, replayed" + many] = (len(same), lambda: batches.speak_pairs(quick, recipe, same))
     return found

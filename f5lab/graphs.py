@@ -2,7 +2,7 @@
 
 A forward pass of one or a few clips leaves a large GPU waiting for its thousand launches. Within a clip every step has the same
 shapes, so the pass is recorded once and replayed. The same kernels run in the same order: a test holds the mel equal, bit by bit,
-to the one that is launched step by step.
+to the one that is launched step by step. For one thread at a time: a recorded pass has one set of buffers.
 """
 
 from collections import OrderedDict

@@ -118,7 +118,7 @@ class Studio:
     device : str
         "auto", "cuda", "mps" or "cpu".
     replay : bool
-        On CUDA, record a forward pass once and replay it (`graphs`); nothing else changes.
+        On CUDA, let `batches` record a forward pass once and replay it (`graphs`); nothing else changes.
     """
 
     def __init__(self, device: str = "auto", *, replay: bool = True) -> None:
@@ -164,7 +164,11 @@ class Studio:
         return self._models[key]
 
     def quick(self, model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
-        """Return a context in which a model's forward passes are replayed where that is wanted."""
+        """Return a context in which a model's forward passes are replayed where that is wanted.
+
+        For one thread at a time, as `batches` samples: ``infer_process`` runs the chunks of a long text in threads side by side, and
+        recorded passes share their buffers, so `speak` launches every pass.
+        """
         if not self.replay:
             return contextlib.nullcontext()
         return self._replayers.setdefault(model, graphs.Replayer(model)).active()
@@ -227,10 +231,9 @@ class Studio:
         with spoken_front_end(recipe.front_end):  # whatever is built draws random numbers: before the seed is set
             torch.manual_seed(seed)
             try:
-                with self.quick(own) if own is not None else contextlib.nullcontext():
-                    samples, rate, spectrogram = run_inference(
-                        recipe, audio, text, prompt, own or model, vocoder, self.device
-                    )
+                samples, rate, spectrogram = run_inference(
+                    recipe, audio, text, prompt, own or model, vocoder, self.device
+                )
             finally:
                 if own is not None:
                     own.transformer.clear_cache()

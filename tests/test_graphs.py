@@ -42,9 +42,8 @@ def test_replayed_passes_give_the_same_mel(case: Case, recipe: Recipe, precision
     recipe = recipe.but(precision=precision)
     plain, quick = Studio("cuda", replay=False), Studio("cuda")
     pairs = [(prompt, seed) for prompt in case.prompts[:3] for seed in (0, 1)]
-    for expected, sample in zip(
-        [plain.speak(recipe, *pair) for pair in pairs], [quick.speak(recipe, *pair) for pair in pairs]
-    ):
+    for pair in pairs:
+        (expected,), (sample,) = (batches.speak_pairs(studio, recipe, [pair]) for studio in (plain, quick))
         assert np.array_equal(expected.mel, sample.mel)
     for expected, sample in zip(batches.speak_pairs(plain, recipe, pairs), batches.speak_pairs(quick, recipe, pairs)):
         assert np.array_equal(expected.mel, sample.mel)
@@ -56,7 +55,8 @@ def test_replayed_passes_give_the_same_mel(case: Case, recipe: Recipe, precision
 @needs_cuda
 def test_without_guidance_too(case: Case, recipe: Recipe) -> None:
     recipe = recipe.but(cfg_strength=0.0)
-    mels = [Studio("cuda", replay=on).speak(recipe, case.prompts[0], 0).mel for on in (False, True)]
+    pairs = [(case.prompts[0], 0)]
+    mels = [batches.speak_pairs(Studio("cuda", replay=on), recipe, pairs)[0].mel for on in (False, True)]
     assert np.array_equal(*mels)
 
 
@@ -100,3 +100,15 @@ def test_a_clip_that_does_not_fit_says_what_would(case: Case, recipe: Recipe, mo
     scarce(monkeypatch, studio, recipe, 0)
     with pytest.raises(ModelError, match=r"does not fit the memory of cpu.*2\.00 GiB.*fp16"):
         batches.speak_pairs(studio, recipe, [(case.prompts[0], seed) for seed in range(2)])
+
+
+def test_the_threads_of_a_long_text_are_not_replayed(
+    case: Case, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``infer_process`` samples the chunks of a text side by side; recorded passes have one set of buffers."""
+    studio, asked = Studio("cpu"), []
+    monkeypatch.setattr(studio, "replay", True)
+    monkeypatch.setattr(graphs.Replayer, "active", lambda self: asked.append(self))
+    long = case.prompts[0].model_copy(update={"gen_text": "Comprou um livro. " * 20})
+    studio.speak(recipe.but(nfe_step=1), long, 0)
+    assert asked == []
