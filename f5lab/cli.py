@@ -120,7 +120,9 @@ def _settings(given: Sequence[str]) -> dict[str, str]:
 def new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Training folder, as F5-TTS's finetune CLI leaves it.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Case file to write.")] = Path("case.yaml"),
-    language: Annotated[str, typer.Option(help="Language of the speech, as Whisper names it: pt, en, …")] = "en",
+    language: Annotated[
+        str | None, typer.Option(help="Language of the speech, as Whisper names it: pt, … (en)", show_default=False)
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Write a case.yaml from a training folder: what was found, assumed and is missing."""

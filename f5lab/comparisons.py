@@ -335,7 +335,9 @@ def _limits(
     ]  # fmt: skip
     if len(reasons) > 1:
         said.append(f"{', '.join(reasons).capitalize()} differ at once: no change can be put down to one of them.")
-    if not reasons:
+    if not reasons and _is_one_run(a, b):
+        said.append("A and B are the same run: there is nothing to compare.")
+    elif not reasons:
         said.append(
             "Checkpoint, inputs, versions and settings are the same: what differs is chance, or the run itself."
         )
@@ -346,6 +348,10 @@ def _limits(
             "than chance is not known."
         )
     return said
+
+
+def _is_one_run(a: StoredRun, b: StoredRun) -> bool:
+    return all(a.record[key] == b.record[key] for key in ("run", "started", "ended"))
 
 
 def _audio(a: StoredRun, b: StoredRun) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 RUN_FILES = ("run.json", "verdict.json")
+PIPE_COLUMNS = 200
 
 
 def __getattr__(name: str) -> Any:
@@ -38,9 +39,15 @@ def deliver(report: Mapping[str, Any], json_file: Path | None) -> None:
             f.write(text)
     elif json_file is not None:
         paths.write_text(_spare(json_file), text)
+    _show(report, _console(sys.stdout))
+
+
+def _console(stream: Any) -> Any:
+    """Return a console as wide as the terminal; in a file or a pipe rich would fold tables at 80 columns, which nobody set."""
     from rich.console import Console
 
-    _show(report, Console(highlight=False))
+    wide = None if stream.isatty() or os.environ.get("COLUMNS") else PIPE_COLUMNS
+    return Console(file=stream, highlight=False, width=wide)
 
 
 def _is_a_stream(path: Path) -> bool:
@@ -137,10 +144,10 @@ class Progress:
 
     def __init__(self) -> None:
         import rich.progress
-        from rich.console import Console
         from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        self.console = Console(stderr=True, highlight=False)
+        self.console = _console(sys.stderr)
+        self.begun = ""
         self.bar = rich.progress.Progress(
             SpinnerColumn(), TextColumn("{task.fields[place]}", markup=False), BarColumn(bar_width=24),
             TimeElapsedColumn(), console=self.console, transient=True,
@@ -166,6 +173,7 @@ class Progress:
         )
         self.bar.update(self.task, total=step.notebooks, completed=done, place=place)
         if step.status == "running":
+            self._say_begun(step.notebook)
             return
         from rich.text import Text
 
@@ -177,3 +185,9 @@ class Progress:
         line = Text(f"{sign} {step.notebook:<30} {duration_text(step.seconds):>12}  {step.findings} findings", style)
         line.append("  kept from before" if step.kept else "")
         self.console.print(line.append(f"  {inert.prose(step.error)}" if step.error else "", "red"), soft_wrap=True)
+
+    def _say_begun(self, notebook: str) -> None:
+        """Say in a log, where no bar moves, which notebook has begun; some take minutes."""
+        if not self.console.is_terminal and notebook != self.begun:
+            self.begun = notebook
+            self.console.print(f"… {notebook}")

@@ -173,8 +173,8 @@ def _read_settings(folder: Path, home: Path, found: Found) -> None:
             return
 
 
-def case_text(found: Found, name: str, language: str = "en") -> str:
-    """Return the commented case file."""
+def case_text(found: Found, name: str, language: str | None = None) -> str:
+    """Return the commented case file; a language that nobody gave is taken to be English, and marked so."""
 
     def line(key: str, value: Any) -> str:
         return f"{key}: {json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)}"
@@ -186,7 +186,8 @@ def case_text(found: Found, name: str, language: str = "en") -> str:
     ]
     lines += [
         line("name", name),
-        line("language", language) + "  # assumed: correct it if the speech is in another language",
+        line("language", language or "en")
+        + ("" if language else "  # assumed: correct it if the speech is in another language"),
     ]
     lines += [line("checkpoint", found.checkpoint)]
     lines += [line("base", found.base)] if found.base else ["# base: the file it was fine-tuned from"]
@@ -214,7 +215,7 @@ def case_text(found: Found, name: str, language: str = "en") -> str:
     return "\n".join(lines) + "\n"
 
 
-def report(folder: Path, out: Path, language: str = "en") -> dict[str, Any]:
+def report(folder: Path, out: Path, language: str | None = None) -> dict[str, Any]:
     """Explore a training folder and write a case file: the body of ``f5lab new``.
 
     Raises

@@ -7,7 +7,7 @@ from typing import Any
 
 from f5lab import kernels, paths, privacy, run_folders, runs, workbook
 from f5lab.errors import RunError, UsageError
-from f5lab.parameters import chosen_values, discover
+from f5lab.parameters import Notebook, chosen_values, discover
 from f5lab.specs import load_case
 
 WAIT_S = 10.0
@@ -54,16 +54,8 @@ def resume(
     runs.read_record(folder / runs.RECORD)
     if "settings" not in record or "code" not in record:
         raise RunError(f"{folder} was written by an f5lab that kept no account of it", next_step="start a new run")
-    settings = record["settings"]
     case = load_case(case_path or _case_file(folder, record))
-    try:
-        chosen = discover(notebooks_dir or paths.notebooks_dir(), [entry["name"] for entry in record["notebooks"]])
-        values = chosen_values(chosen, settings["set"], quick=settings["quick"])
-    except UsageError as error:
-        raise RunError(f"{folder} can not be resumed ({error})", next_step="start a new run") from error
-    for notebook in chosen:
-        given = {"case": str(case.path), "out": str(folder), "device": settings["device"]}
-        values[notebook.name] |= {name: value for name, value in given.items() if name in notebook.parameters}
+    chosen, values = _as_chosen(folder, record, case.path, notebooks_dir or paths.notebooks_dir())
     with run_folders.hold(folder, WAIT_S) as held:
         fresh = workbook.opening_record(case, folder, chosen, values)
         if changed := _changes(record, fresh):
@@ -76,6 +68,22 @@ def resume(
         result = workbook.Run(folder, record, case.path)
         workbook.execute(result, chosen, values, held=held, cell_timeout_s=cell_timeout_s, watch=watch)
     return result
+
+
+def _as_chosen(
+    folder: Path, record: Mapping[str, Any], case: Path, notebooks_dir: Path
+) -> tuple[list[Notebook], dict[str, dict[str, Any]]]:
+    """Return the run's notebooks as they are now, and the parameters of each by its name, as they were chosen then."""
+    settings = record["settings"]
+    try:
+        chosen = discover(notebooks_dir, [entry["name"] for entry in record["notebooks"]])
+        values = chosen_values(chosen, settings["set"], quick=settings["quick"])
+    except UsageError as error:
+        raise RunError(f"{folder} can not be resumed ({error})", next_step="start a new run") from error
+    for notebook in chosen:
+        given = {"case": str(case), "out": str(folder), "device": settings["device"]}
+        values[notebook.name] |= {name: value for name, value in given.items() if name in notebook.parameters}
+    return chosen, values
 
 
 def _case_file(folder: Path, record: Mapping[str, Any]) -> Path:

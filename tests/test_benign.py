@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from benign import BUILDERS, ONLY_FREELY
-from hostile.corpus import bare
+from hostile.other_formats import bare
 from hostile.pickle_parts import imported, mapping, number, tensor, text, tuple_of, whole
 from safetensors.torch import load_file, save_file
 from toy_checkpoints import state

@@ -14,6 +14,7 @@ from toy_workbook import notebook, write_case, write_workbook
 
 from f5lab import cli, console
 from f5lab.errors import CheckpointError
+from f5lab.workbook import Step
 
 
 def run_cli(*arguments: str, root: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -201,3 +202,18 @@ def test_json_goes_into_devices_and_pipes_without_replacing_them(tmp_path: Path)
     assert pipe.is_fifo()
     console.deliver({"answer": 42}, Path(os.devnull))
     assert Path(os.devnull).is_char_device()
+
+
+def test_tables_in_a_file_are_not_folded_and_a_log_says_what_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    name = "transformer.transformer_blocks.17.attn.to_out.0.weight"
+    console.deliver({"tensors": [{"name": name, "shape": "1024 x 1024", "section": "ema_model_state_dict"}]}, None)
+    assert any(name in line and "ema_model_state_dict" in line for line in capsys.readouterr().out.splitlines())
+    with console.Progress() as progress:
+        for cell in (0, 1, 2):
+            progress.show(Step("05_inference", 1, 1, cell, 2, "Speech"))
+        progress.show(Step("05_inference", 1, 1, 2, 2, "Speech", "ok", 61.0, 3))
+    begun, ended = capsys.readouterr().err.splitlines()
+    assert begun == "… 05_inference" and ended.startswith("✔ 05_inference") and ended.endswith("3 findings")

@@ -62,6 +62,15 @@ def test_a_training_folder_becomes_a_valid_case(folder: Path, tmp_path: Path) ->
     assert any("text_mask_padding" in item for item in report["missing"])
 
 
+def test_a_language_that_was_given_is_not_called_assumed(folder: Path, tmp_path: Path) -> None:
+    said = []
+    for given in (None, "pt"):
+        out = tmp_path / f"{given}.yaml"
+        discovery.report(folder, out, given)
+        said += [line for line in out.read_text(encoding="utf-8").splitlines() if line.startswith("language")]
+    assert said == ['language: "en"  # assumed: correct it if the speech is in another language', 'language: "pt"']
+
+
 def test_settings_name_the_preset_and_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
     (folder / "ckpts" / "voz" / "setting.json").write_text(json.dumps({"exp_name": "F5TTS_Base"}))
     out = tmp_path / "case.yaml"

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile.corpus import CORPUS, canary_folder, checkpoint, payload, write_corpus
-from hostile.pickle_parts import call, imported, text, whole
+from hostile.corpus import CORPUS, canary_folder, write_corpus
+from hostile.pickle_parts import call, checkpoint, imported, text, whole
+from hostile.registry import payload
 from hostile.zip_parts import torch_archive
 
 import f5lab

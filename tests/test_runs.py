@@ -104,6 +104,9 @@ def test_the_same_run_twice_differs_in_nothing(tmp_path: Path) -> None:
     assert not found.inputs and not found.environment and not found.settings
     assert all(row["same"] for row in found.audio)
     assert not comparisons.check(found)
+    assert any("what differs is chance" in line for line in found.limits)
+    one = comparisons.compare(*[runs.open_run(tmp_path / "a")] * 2)
+    assert [line for line in one.limits if "same" in line] == ["A and B are the same run: there is nothing to compare."]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import itertools
 import json
 import os
 import socket
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -245,18 +245,16 @@ def test_a_ray_cluster_that_loses_a_node_writes_what_one_machine_writes(
     monkeypatch.setenv("F5LAB_CACHE", str(tmp_path / "cluster"))
     cluster = Cluster(initialize_head=True, head_node_args=_node())
     try:
-        second = cluster.add_node(**_node())
+        cluster.add_node(**_node())
         cluster.wait_for_nodes()
-        killed = threading.Thread(target=_kill_when_two_work, args=(cluster, second, marks))
-        killed.start()
-        outcome = sweeps.run(tasks, toy_tasks.measure_slowly, engine="ray", address=cluster.address)
-        killed.join()
+        with ThreadPoolExecutor(1) as aside:
+            lost = aside.submit(_lose_a_node_when_two_work, cluster, marks)
+            outcome = sweeps.run(tasks, toy_tasks.measure_after_the_loss, engine="ray", address=cluster.address)
+            lost.result()
     finally:
         cluster.shutdown()
-    begun = [path.name.rpartition("-") for path in marks.iterdir()]
-    assert len({pid for _, _, pid in begun}) > 1 and len(begun) > len(
-        tasks
-    )  # two workers, and something was begun twice
+    begun = [path.name.rpartition("-") for path in marks.iterdir() if path.name != toy_tasks.LOST]
+    assert len({pid for _, _, pid in begun}) > 1 and len(begun) > len(tasks)  # something was begun twice
     assert outcome.failed == [] and outcome.computed == len(tasks) == 24
     files = [
         sweeps.write_parquet(rows, tmp_path / f"{i}.parquet").read_bytes()
@@ -276,8 +274,12 @@ def _node() -> dict[str, Any]:
     return {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False, **dict(zip(names, ports))}
 
 
-def _kill_when_two_work(cluster: Any, node: Any, marks: Path) -> None:
-    until = time.monotonic() + 120
-    while time.monotonic() < until and len({p.name.rpartition("-")[2] for p in marks.iterdir()}) < 2:
+def _lose_a_node_when_two_work(cluster: Any, marks: Path) -> None:
+    """Kill all processes of the node that is not the head, in the middle of a task."""
+    until = time.monotonic() + 60
+    while len({p.name.rpartition("-")[2] for p in marks.iterdir()}) < 2:
+        assert time.monotonic() < until, "only one node works"
         time.sleep(0.05)
-    cluster.remove_node(node, allow_graceful=False)
+    (second,) = cluster.worker_nodes
+    cluster.remove_node(second, allow_graceful=False)
+    (marks / toy_tasks.LOST).touch()

@@ -9,6 +9,9 @@ from typing import Any
 
 from f5lab.errors import RunError
 
+LOST = "lost"
+"""File among the marks that says that a worker has been lost."""
+
 
 def measure(told: dict[str, Any]) -> dict[str, Any]:
     """Return figures that depend on the task alone."""
@@ -23,11 +26,13 @@ def measure(told: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measure_slowly(told: dict[str, Any]) -> dict[str, Any]:
-    """Leave a mark that the task was begun, and take half a second."""
+def measure_after_the_loss(told: dict[str, Any]) -> dict[str, Any]:
+    """Leave a mark that the task was begun here, and go on once a worker has been lost; a minute is waited for that."""
     folder = Path(os.environ["TOY_MARKS"])
     (folder / f"{told['key']}-{os.getpid()}").touch()
-    time.sleep(0.5)
+    until = time.monotonic() + 60
+    while not (folder / LOST).exists() and time.monotonic() < until:
+        time.sleep(0.05)
     return measure(told)
 
 
