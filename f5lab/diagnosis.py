@@ -55,7 +55,9 @@ DETECTORS: dict[Detector, tuple[str, ...]] = {
 """Every detector with the entries it can name; together they cover the catalogue and the suspects."""
 
 FOLLOWS: dict[str, tuple[str, ...]] = {
-    "sample-rate-mislabelled": ("duration-byte-ratio", "ref-text-wrong", "case-folding"),
+    "sample-rate-mislabelled": (
+        "duration-byte-ratio", "ref-text-wrong", "case-folding", "ema-lag-inherited", "ema-lag-fresh",
+    ),  # fmt: skip
     "ref-clipped": ("duration-byte-ratio", "ref-text-wrong", "sample-rate-mislabelled"),
     "ref-silent-or-quiet": ("duration-byte-ratio", "ref-text-wrong", "sample-rate-mislabelled", "case-folding"),
     "duration-byte-ratio": ("sample-rate-mislabelled", "ref-text-wrong"),

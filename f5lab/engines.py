@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import multiprocessing
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +22,7 @@ Task = tuple[str, dict[str, Any]]
 Perform = Callable[[dict[str, Any]], dict[str, Any]]
 RETRIES = 3
 IN_FLIGHT = 512
+CONNECT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def run_ray(
 
 def _connect(ray: Any, address: str | None) -> None:
     try:
+        _knock(address or "")
         ray.init(
             address=address, include_dashboard=False if address is None else None, configure_logging=False, log_to_driver=False
         )  # fmt: skip
@@ -132,6 +135,13 @@ def _connect(ray: Any, address: str | None) -> None:
         raise RunError(
             f"{where} ({line})", next_step="start one with `ray start --head` and pass --address, or use --engine local"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at ``host:port``; Ray itself would try again for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 def _check_resources(ray: Any, cpus: int, gpus: float) -> None:

@@ -12,7 +12,6 @@ from f5lab import architectures, checkpoints, ema, models, probes, samplers
 from f5lab.asr import Transcriber
 from f5lab.audio import Wave, load_wave
 from f5lab.errors import CaseError, LabError
-from f5lab.models import RATE_HZ
 from f5lab.probes import Hypothesis, Item, Probe
 from f5lab.settings_search import Truth, dataset_front_end, find_truth
 from f5lab.specs import Arch, Case, Inference, Recipe, Weights
@@ -157,9 +156,9 @@ class Exam:
 
     @cached_property
     def references(self) -> list[Item]:
-        """Each different reference recording with its text, alone."""
+        """Each different reference recording with its text, alone, at the rate that its file states."""
         unique = {p.ref_audio: p.ref_text for p in self.case.prompts if p.ref_text.strip()}
-        return [Item(path.stem, load_wave(path, rate_hz=RATE_HZ), text, 0.0) for path, text in unique.items()]
+        return [Item(path.stem, load_wave(path), text, 0.0) for path, text in unique.items()]
 
     @cached_property
     def transcriber(self) -> Transcriber:

@@ -34,7 +34,7 @@ class Item:
     ----------
     id : str
     wave : Wave
-        At 24 kHz.
+        At any rate; it is brought to 24 kHz only once its rate is decided upon, for that cuts what lies above 12 kHz.
     text : str
         Of the whole recording.
     start_s : float
@@ -188,7 +188,8 @@ def item_mel(item: Item, recipe: Recipe, rate_ratio: float = 1.0) -> Tensor:
     """Return an item's log-mel [shape=(n, 100)] under the recipe's mel type."""
     wave = item.wave
     if rate_ratio != 1.0:
-        wave = resample(Wave(wave.samples, round(RATE_HZ * rate_ratio)), RATE_HZ)
+        wave = Wave(wave.samples, round(wave.rate_hz * rate_ratio))
+    wave = resample(wave, RATE_HZ)
     return torch.from_numpy(models.mel_spectrogram(wave, recipe.mel_spec_type))
 
 

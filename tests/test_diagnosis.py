@@ -253,3 +253,13 @@ def test_plain_strings_in_the_dataset_mean_raw_text(tmp_path: Path) -> None:
     case = load_case(plants.plant(["front-end-pinyin"], load_case(HEALTHY), tmp_path / "p", variant=2))
     assert case.training.front_end is None and case.training.dataset is not None
     assert "front-end-pinyin" in [s.id for s in answers_of(case).values() if s.outcome == "cause"]
+
+
+@pytest.mark.parametrize("variant", range(3))
+def test_a_mislabelled_rate_is_named_alone_whichever_way_it_was_resampled(variant: int, tmp_path: Path) -> None:
+    """24 kHz labelled 32 kHz too: taken to 24 kHz as it is labelled, a recording loses its upper quarter for good."""
+    case = load_case(plants.plant(["sample-rate-mislabelled"], load_case(HEALTHY), tmp_path / "new", variant=variant))
+    found = diagnosis.diagnose(case, device="cpu", listen=False, limit=4, asr="")
+    assert [c.id for c in found.verdict.causes] == ["sample-rate-mislabelled"]
+    stated = (16000, 32000, 22050)[variant]
+    assert found.causes[0].value == pytest.approx(24000 / stated, rel=0.01)

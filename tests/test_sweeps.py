@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import toy_tasks
 import yaml
@@ -281,5 +282,10 @@ def _lose_a_node_when_two_work(cluster: Any, marks: Path) -> None:
         assert time.monotonic() < until, "only one node works"
         time.sleep(0.05)
     (second,) = cluster.worker_nodes
+    raylet = second.all_processes["raylet"][0].process.pid
+    workers = psutil.Process(raylet).children(recursive=True)  # they outlive it by long enough to end their task
     cluster.remove_node(second, allow_graceful=False)
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
     (marks / toy_tasks.LOST).touch()
