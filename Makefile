@@ -1,5 +1,5 @@
 # make report   execute the workbook on CASE (default: the bundled case) and write an HTML report under reports/
-# make test     style check and tests
+# make test     style check and tests; with F5LAB_LONG_TESTS=1 also on a Ray cluster that loses a node
 # make test-browser   every notebook in JupyterLab and every page of a report, in Chromium (about 20 minutes)
 # make lab      JupyterLab on notebooks/
 # make bench    the measured figures again (ONLY=speed: one script)

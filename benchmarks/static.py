@@ -1,13 +1,14 @@
 """Anatomy and comparison of full-size checkpoints against merely reading their bytes, and against ``torch.load`` and a loop.
 
 ``python benchmarks/static.py [--sizes 8MB … full] [--rounds 5] [--folder FOLDER]``. Every measurement is a fresh process, the page
-cache warm; its wall-clock and processor time and the peak of its anonymous memory are taken. Within a process, and in turns, so
+cache warm unless said otherwise; its wall-clock and processor time and the peak of its anonymous memory are taken. Within a process, and in turns, so
 that whatever else the machine does hits all of them:
 
 * floor: the bytes of those weights through a memory map, in as many threads, the largest 8-byte word of each 2 MiB. It is the
   fastest of the plain reads tried (a sum of words, a copy into a buffer of 2 MiB)
 * pass: ``stored_scans.scan_checkpoint`` with nothing remembered, hashing included
 * again: the same, remembered
+* from disk: floor and pass of the largest size, the files dropped from the page cache before each
 
 The baseline is what one would write: ``torch.load``, then for every tensor, in float32, either norm, mean, deviation, extremes,
 NaN, infinities, zeros and a histogram, or relative L2, cosine, largest change and projection. f5lab's pass computes both.
@@ -34,13 +35,13 @@ SETS = {"raw and EMA": False, "raw, EMA and base": True}
 SAMPLE_S = 0.005
 
 FLOOR_AND_PASS = """
-import json, mmap, os, shutil, sys, time
+import gc, json, mmap, os, shutil, sys, time
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from f5lab import checkpoints, paths, stored_scans
 from f5lab.scans import _cores
 
-checkpoint_file, base_file, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+checkpoint_file, base_file, rounds, cold_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 
 def opened():
     return checkpoints.open_checkpoint(checkpoint_file), checkpoints.open_checkpoint(base_file) if base_file else None
@@ -64,6 +65,14 @@ def floor(checkpoint, base):
 def forget():
     shutil.rmtree(paths.cache_dir("scans"))
 
+def drop():
+    gc.collect()  # pages that are mapped stay
+    for file in filter(None, (checkpoint_file, base_file)):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
 def timed(work, *given):
     wall, cpu = time.perf_counter(), time.process_time()
     result = work(*given)
@@ -80,6 +89,15 @@ for _ in range(rounds):
     assert same.scan == found.scan
     print(json.dumps({"bytes": size, "floor": plain, "pass": scanned, "again": again}))
 print(json.dumps({"first": first}))
+del files, found, same
+for _ in range(cold_rounds):
+    drop()
+    plain, _ = timed(floor, *opened())
+    drop()
+    forget()
+    scanned, found = timed(stored_scans.scan_checkpoint, *opened())
+    del found
+    print(json.dumps({"floor": plain, "pass": scanned}))
 """
 
 BASELINE = """
@@ -152,11 +170,13 @@ def median(values: list[float]) -> float:
     return float(statistics.median(values))
 
 
-def measure_pass(checkpoint: Path, base: Path | None, rounds: int, cache: Path) -> dict[str, Any]:
-    """Return floor, pass and remembered pass as medians over rounds of one process, and the ratios of each pair."""
-    given = [str(checkpoint), str(base or ""), str(rounds)]
+def measure_pass(checkpoint: Path, base: Path | None, rounds: int, cold_rounds: int, cache: Path) -> dict[str, Any]:
+    """Return floor, pass and remembered pass as medians over rounds of one process, and the ratios of each pair; with
+    `cold_rounds` floor and pass from disk too."""
+    given = [str(checkpoint), str(base or ""), str(rounds), str(cold_rounds)]
     child = run_child(FLOOR_AND_PASS, *given, cache=cache)
-    *turns, last = map(json.loads, child["lines"])
+    lines = list(map(json.loads, child["lines"]))
+    turns, last, cold = lines[:rounds], lines[rounds], lines[rounds + 1 :]
     kept = turns[1:] or turns
     result: dict[str, Any] = {
         "bytes": turns[0]["bytes"],
@@ -167,6 +187,12 @@ def measure_pass(checkpoint: Path, base: Path | None, rounds: int, cache: Path) 
         result[what] = {clock: median([turn[what][clock] for turn in kept]) for clock in ("wall_s", "cpu_s")}
     for clock in ("wall_s", "cpu_s"):
         result[f"pass_over_floor_{clock[:-2]}"] = median([turn["pass"][clock] / turn["floor"][clock] for turn in kept])
+    if cold:
+        result["from_disk"] = {what: median([turn[what]["wall_s"] for turn in cold]) for what in ("floor", "pass")}
+        result["from_disk"] |= {
+            "pass_over_floor": median([turn["pass"]["wall_s"] / turn["floor"]["wall_s"] for turn in cold]),
+            "rounds": len(cold),
+        }
     return result | {"first_pass": last["first"]}
 
 
@@ -227,6 +253,11 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"| {m['pass_over_floor_wall']:.2f}, {m['pass_over_floor_cpu']:.2f} | {m['first_pass']['wall_s']:.2f} "
                 f"| {m['again']['wall_s']:.3f} | {m['anonymous_bytes'] / 1e6:.0f} |"
             )
+    for row in rows:
+        for key in ("two", "three"):
+            if cold := row[key].get("from_disk"):
+                lines += ["", f"{row['size']}, {provenance.size_text(row[key]['bytes'])} from disk: floor {cold['floor']:.2f} s, "
+                              f"pass {cold['pass']:.2f} s, {cold['pass_over_floor']:.2f} times"]  # fmt: skip
     lines += [
         "",
         "| command | f5lab s (CPU) | torch.load and a loop s (CPU) | times faster wall, CPU | anonymous MB | times leaner |",
@@ -254,7 +285,8 @@ def measure(folder: Path, size: str, rounds: int, command_rounds: int) -> dict[s
         cache = Path(text)
         row = {
             "size": size, "checkpoint_bytes": made["checkpoint_bytes"], "parameters": made["parameters"],
-            "two": measure_pass(checkpoint, None, rounds, cache), "three": measure_pass(checkpoint, base, rounds, cache),
+            "two": measure_pass(checkpoint, None, rounds, command_rounds, cache),
+            "three": measure_pass(checkpoint, base, rounds, command_rounds, cache),
         }  # fmt: skip
         if command_rounds:
             row["commands"] = [
@@ -272,7 +304,7 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=6, help="of floor and pass; the first warms up and is not counted"
     )
-    parser.add_argument("--command-rounds", type=int, default=3, help="of whole commands, on the largest size")
+    parser.add_argument("--command-rounds", type=int, default=3, help="of whole commands and of reads from disk, on the largest size")
     parser.add_argument(
         "--folder", type=Path, help="where checkpoints are made, a folder a size; default: one that is removed"
     )

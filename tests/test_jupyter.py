@@ -126,13 +126,16 @@ def test_a_blind_session_by_keyboard(toy: LiveNotebook) -> None:
 
 def prepared(path: Path, root: Path) -> Path:
     """Write a copy of a notebook with its quick budget and the case's place set."""
+    from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
     known = parameters.read_notebook(path)
-    values = dict(known.quick) | {k: v for k, v in {"case": str(paths.default_case()), "device": "cpu"}.items() if k in known.parameters}
+    places = {name: p.default for name, p in known.parameters.items() if str(p.default).startswith("../")}
+    values = dict(known.quick) | {name: str((path.parent / place).resolve()) for name, place in places.items()}
+    values |= {"device": "cpu"} if "device" in known.parameters else {}
     if "answers" in known.parameters:
         values["answers"] = str(root / "answers.jsonl")
-    node = parameterize_notebook(nbformat.read(path, 4), values, kernel_name="python3", language="python")
+    node = parameterize_notebook(load_notebook_node(str(path)), values, kernel_name="python3", language="python")
     nbformat.write(node, root / path.name)
     return root / path.name
 
