@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from f5lab import models, paths
@@ -24,8 +25,10 @@ def change(folder: Path, part: str, **section: object) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-def test_the_specimens_vocoder_passes(folder: Path) -> None:
+def test_the_specimens_vocoder_passes_and_speaks(folder: Path) -> None:
     check_vocoder_folder(folder)
+    wave = models.load_vocoder(Vocoder(path=folder)).decode(torch.zeros(1, 100, 20))
+    assert wave.shape[0] == 1 and wave.shape[1] >= 19 * 256 and bool(wave.isfinite().all())
 
 
 @pytest.mark.parametrize("part", ["feature_extractor", "backbone", "head"])
