@@ -21,8 +21,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors.torch import save_file
 
-from f5lab import metrics, models, provenance, samplers, spellings
-from f5lab.asr import Transcriber
+from f5lab import metrics, models, oracles, provenance, samplers, spellings, weight_faults
 from f5lab.audio import load_wave
 from f5lab.bundle_speech import run_bundle
 from f5lab.checkpoints import EMA_PREFIX, open_checkpoint
@@ -61,8 +60,9 @@ class Check:
 
 
 def bundle_recipe(case: Case) -> Recipe:
-    """Return the inference path with everything as trained, stated or inferred, and raw weights where there are any.
+    """Return the inference path with everything as trained, stated or inferred.
 
+    The weights stay those that the case loads, unless something is wrong with its EMA; then they are the raw ones.
     What the weights contradict is not taken from the case: a training block may be wrong.
 
     Raises
@@ -79,8 +79,12 @@ def bundle_recipe(case: Case) -> Recipe:
             + (f" ({exam.truth.problem})" if exam.truth.problem else ""),
             next_step="state training.arch, or give prompts whose recordings have their texts",
         )
-    recipe = exam.truth.recipe.but(name="inference, settings as trained", precision=case.inference.precision)
-    return recipe.but(weights="raw" if "raw" in exam.checkpoint.slots else "ema")
+    slots, weights = exam.checkpoint.slots, case.inference.weights
+    faults = [item for item in weight_faults.detect_ema(exam) if item.outcome == "cause" and item.factors == ("weights",)]
+    if weights not in slots or (faults and "raw" in slots):
+        weights = slots[0]
+    name = "inference, settings as trained"
+    return exam.truth.recipe.but(name=name, precision=case.inference.precision, weights=weights)
 
 
 def write_bundle(
@@ -335,7 +339,8 @@ def changes(case: Case, recipe: Recipe) -> list[dict[str, str]]:
         return []  # the case says nothing of how it was run
     was, now = (models.full_options(r.backbone, r.arch) for r in (failed, recipe))
     rows = [(f"`{key}`", was.get(key), now.get(key)) for key in sorted({*was, *now})]
-    fields = ("weights", "backbone", "front_end", "mel_spec_type", "nfe_step", "cfg_strength", "sway_sampling_coef")
+    fields = ("weights", "backbone", "front_end", "mel_spec_type", "nfe_step", "cfg_strength", "sway_sampling_coef",
+              "speed", "fix_duration")  # fmt: skip
     rows += [(name.replace("_", " "), getattr(failed, name), getattr(recipe, name)) for name in fields]
     rows.append(("vocab, SHA-256", *(read_vocab(r.vocab).sha256[:12] for r in (failed, recipe))))
     return [{"what": what, "was": str(a), "now": str(b)} for what, a, b in rows if a != b]
@@ -357,7 +362,7 @@ def _speak(case: Case, folder: Path, device: str) -> list[Check]:
     for prompt, file in zip(prompts, files):
         run_bundle(folder, prompt.gen_text.strip(), file, "--device", device)
     waves = [load_wave(file) for file in files]
-    heard = [t.text for t in Transcriber(case.language, device=device)(waves)]
+    heard = [t.text for t in oracles.transcriber(case, device=device)(waves)]
     return [
         Check(p.id, p.gen_text.strip(), f"spoken/{f.name}", h, metrics.cer(p.gen_text, h).value, round(w.seconds, 3))
         for p, f, h, w in zip(prompts, files, heard, waves)

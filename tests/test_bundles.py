@@ -7,6 +7,7 @@ import random
 import shutil
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -17,7 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from f5lab import bundle_speech, bundles, models, paths, samplers, spellings
+from f5lab import bundle_speech, bundles, models, paths, plants, samplers, spellings
 from f5lab.audio import load_wave
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import BundleError, CaseError, ModelError
@@ -157,12 +158,12 @@ def test_references_end_as_upstream_ends_them(case: Case, monkeypatch: pytest.Mo
 # the folder
 
 
-def test_weights_are_the_raw_ones_and_load_strictly_by_upstream(bundle: Path, case: Case) -> None:
+def test_weights_stay_the_cases_own_and_load_strictly_by_upstream(bundle: Path, case: Case) -> None:
     written = load_file(bundle / "model.safetensors")
-    raw = open_checkpoint(case.checkpoint).weights("raw")
-    assert set(written) == {f"ema_model.{name}" for name in raw}
+    own = open_checkpoint(case.checkpoint).weights(case.inference.weights)
+    assert set(written) == {f"ema_model.{name}" for name in own}
     assert all(
-        torch.equal(written[f"ema_model.{k}"], v) and written[f"ema_model.{k}"].dtype == v.dtype for k, v in raw.items()
+        torch.equal(written[f"ema_model.{k}"], v) and written[f"ema_model.{k}"].dtype == v.dtype for k, v in own.items()
     )
     assert written["ema_model.transformer.rotary_embed.inv_freq"].dtype == torch.float32
     model = yaml.safe_load((bundle / "model.yaml").read_text(encoding="utf-8"))["model"]
@@ -171,7 +172,13 @@ def test_weights_are_the_raw_ones_and_load_strictly_by_upstream(bundle: Path, ca
     )
     with models.quiet():
         loaded = models.upstream().load_checkpoint(cfm, str(bundle / "model.safetensors"), "cpu", use_ema=True)
-    assert all(torch.equal(loaded.state_dict()[k], v) for k, v in raw.items())
+    assert all(torch.equal(loaded.state_dict()[k], v) for k, v in own.items())
+
+
+def test_raw_weights_are_written_where_the_ema_is_at_fault(case: Case, tmp_path: Path) -> None:
+    repaired = load_case(paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml")
+    lagging = load_case(plants.plant(["ema-frozen"], repaired, tmp_path / "p"))
+    assert bundles.bundle_recipe(lagging).weights == "raw" and bundles.bundle_recipe(case).weights == "ema"
 
 
 def test_model_file_spells_out_every_option_of_the_constructor(bundle: Path) -> None:
@@ -230,13 +237,8 @@ def test_manifest_has_a_digest_of_every_file_and_no_place_of_this_machine(bundle
         if f.is_file() and f.name != "bundle.json"
     }
     assert facts["files"] == found and facts["verified"] is False and facts["mean_cer"] is None
-    assert facts["recipe"]["weights"] == "raw" and facts["versions"]["f5-tts"]
-    assert {row["what"] for row in facts["changes"]} == {
-        "`text_mask_padding`",
-        "`pe_attn_head`",
-        "weights",
-        "front end",
-    }
+    assert facts["recipe"]["weights"] == "ema" and facts["versions"]["f5-tts"]
+    assert {row["what"] for row in facts["changes"]} == {"`text_mask_padding`", "`pe_attn_head`", "front end"}
     for file in bundle.rglob("*"):
         if file.suffix in {".json", ".sh", ".py", ".md", ".yaml", ".txt"}:
             text = file.read_text(encoding="utf-8")
@@ -356,14 +358,11 @@ def test_a_command_line_that_fails_or_is_silent_is_an_error(
 def test_what_was_heard_is_in_the_manifest_and_the_readme(
     case: Case, fake_cli: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Ears:
-        def __init__(self, language: str, device: str) -> None:
-            assert language == case.language
+    def ears(given: Case, *, device: str) -> Callable[[list[object]], list[SimpleNamespace]]:
+        assert given is case
+        return lambda waves: [SimpleNamespace(text="Comprou um livro.") for _ in waves]
 
-        def __call__(self, waves: list[object]) -> list[SimpleNamespace]:
-            return [SimpleNamespace(text="Comprou um livro.") for _ in waves]
-
-    monkeypatch.setattr(bundles, "Transcriber", Ears)
+    monkeypatch.setattr(bundles.oracles, "transcriber", ears)
     facts = bundles.write_bundle(case, tmp_path / "b", device="cpu")
     assert facts == json.loads((tmp_path / "b" / "bundle.json").read_text(encoding="utf-8"))
     assert [c["prompt"] for c in facts["checks"]] == ["p01", "p03", "p05", "p07"]  # those of the bundle's reference
