@@ -1,21 +1,27 @@
 """A case from a training folder, as F5-TTS's finetune CLI and finetune-gradio leave it."""
 
+import csv
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import soundfile as sf
 import yaml
 
 from f5lab import architectures
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import CaseError
+from f5lab.models import SHORT_BYTES
 from f5lab.paths import existing_file, write_text
-from f5lab.specs import PRESETS
+from f5lab.specs import MOST_YAML_BYTES, PRESETS, name_of
 
 MAX_PROMPTS = 4
 MIN_S, MAX_S = 0.5, 11.0
+LEAST_TEXTS = 4
+"""Of two prompts, the least that a case needs."""
 TOKENIZERS = {"char": "raw", "pinyin": "pinyin", "custom": "raw", "byte": "byte"}
 
 
@@ -109,15 +115,21 @@ def _read_data(folder: Path, home: Path, found: Found, prompts: int) -> None:
         found.assumed.append(f"data: {found.data.name}, one of {len(folders)} folders with a vocab.txt")
     tokenizer = found.data.name.rpartition("_")[2]
     found.front_end = TOKENIZERS.get(tokenizer, "raw")
-    if not (found.data / "raw.arrow").is_file():
-        found.missing.append("raw.arrow: no prompts could be drawn")
+    written = read_metadata(found.data)
+    if (found.data / "raw.arrow").is_file():
+        rows = read_rows(found.data / "raw.arrow")
+        if rows and isinstance(rows[0]["text"], str):
+            found.front_end = "raw"
+        elif rows and tokenizer not in TOKENIZERS:
+            found.front_end = "pinyin"
+            found.assumed.append("front_end: pinyin, since the dataset's texts are token lists")
+        rows = _as_written(rows, written, found)
+    elif written:
+        found.missing.append("raw.arrow: prompts are drawn from metadata.csv")
+        rows = [_row(path, text) for path, text in written.items()]
+    else:
+        found.missing.append("raw.arrow and metadata.csv: no prompts could be drawn")
         return
-    rows = read_rows(found.data / "raw.arrow")
-    if rows and isinstance(rows[0]["text"], str):
-        found.front_end = "raw"
-    elif rows and tokenizer not in TOKENIZERS:
-        found.front_end = "pinyin"
-        found.assumed.append("front_end: pinyin, since the dataset's texts are token lists")
     _draw_prompts(rows, found, prompts)
 
 
@@ -127,31 +139,85 @@ def read_rows(arrow: Path) -> list[dict[str, Any]]:
     Raises
     ------
     CaseError
-        The file is missing or no Arrow file.
+        The file is missing or no Arrow file, or lacks one of the columns.
     """
     import pyarrow as pa
 
     with existing_file(arrow, CaseError, "dataset").open("rb") as f:
         try:
-            return pa.ipc.open_stream(f).read_all().to_pylist()
-        except pa.ArrowInvalid:
+            table = pa.ipc.open_stream(f).read_all()
+        except (pa.ArrowException, OSError):
             f.seek(0)
             try:
-                return pa.ipc.open_file(f).read_all().to_pylist()
-            except pa.ArrowInvalid as error:
+                table = pa.ipc.open_file(f).read_all()
+            except (pa.ArrowException, OSError) as error:
                 raise CaseError(f"{arrow} is not an Arrow file", expected="what prepare_csv_wavs writes") from error
+    if gone := {"audio_path", "text"} - set(table.column_names):
+        raise CaseError(f"{arrow} has no column {', '.join(sorted(gone))}", expected="what prepare_csv_wavs writes")
+    try:
+        rows = table.to_pylist()
+    except (pa.ArrowException, ValueError) as error:  # text that is no UTF-8
+        raise CaseError(f"{arrow} cannot be read ({error})", expected="what prepare_csv_wavs writes") from error
+    kept = [row for row in rows if isinstance(row["audio_path"], str) and isinstance(row["text"], (str, list))]
+    return [row | {"duration": _number(row.get("duration"))} for row in kept]
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def read_metadata(folder: Path) -> dict[Path, str]:
+    """Return recording to text by a dataset's ``metadata.csv`` (``audio_file|text``, beside it or in ``wavs/``); empty without one."""
+    path = folder / "metadata.csv"
+    if not path.is_file():
+        return {}
+    found: dict[Path, str] = {}
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as f:
+        for row in csv.reader(f, delimiter="|", quoting=csv.QUOTE_NONE):
+            name = row[0].strip() if row else ""
+            if len(row) < 2 or not name or "\0" in name or not row[1].strip():
+                continue
+            places = (folder / name, folder / "wavs" / name, folder / "wavs" / f"{name}.wav")
+            where = next((place for place in places if place.is_file()), None)
+            if where is not None:
+                found[where] = row[1].strip()
+    return found
+
+
+def _row(path: Path, text: str) -> dict[str, Any]:
+    try:
+        seconds = sf.info(path).duration
+    except (sf.LibsndfileError, RuntimeError, OSError):
+        seconds = 0.0
+    return {"audio_path": str(path), "text": text, "duration": seconds}
+
+
+def _as_written(rows: list[dict[str, Any]], written: dict[Path, str], found: Found) -> list[dict[str, Any]]:
+    """Return rows with their texts as somebody wrote them: the tokens of a pinyin dataset joined have spaces of their own."""
+    by_name = {path.name: text for path, text in written.items()}
+    texts = [by_name.get(Path(row["audio_path"]).name) for row in rows]
+    lists = [not isinstance(row["text"], str) for row in rows]
+    if guessed := sum(is_list and text is None for is_list, text in zip(lists, texts)):
+        found.assumed.append(f"texts: of {guessed} rows the joined tokens, which have spaces that nobody wrote: correct them")
+    return [row | {"text": text} if text and is_list else row for row, text, is_list in zip(rows, texts, lists)]
 
 
 def _draw_prompts(rows: list[dict[str, Any]], found: Found, prompts: int) -> None:
     usable = [
-        (row["audio_path"], "".join(row["text"]))
+        (row["audio_path"], "".join(map(str, row["text"])).strip())
         for row in rows
-        if MIN_S <= float(row.get("duration", 0)) <= MAX_S and Path(row["audio_path"]).is_file()
+        if MIN_S <= row["duration"] <= MAX_S and _is_file(row["audio_path"])
     ]
-    gone = sum(not Path(row["audio_path"]).is_file() for row in rows)
+    gone = sum(not _is_file(row["audio_path"]) for row in rows)
     if gone:
         found.missing.append(f"audio of {gone} of {len(rows)} dataset rows")
-    texts = {text: path for path, text in usable}
+    texts = {text: path for path, text in usable if text}
+    long = {text: path for text, path in texts.items() if len(text.encode()) >= SHORT_BYTES}
+    if len(long) >= LEAST_TEXTS:  # upstream slows shorter ones down
+        texts = long
     step = max(1, len(texts) // (2 * prompts))
     chosen = list(texts.items())[::step][: 2 * prompts]
     for number, ((ref_text, ref), (text, gen)) in enumerate(zip(chosen[::2], chosen[1::2], strict=False), start=1):
@@ -160,35 +226,61 @@ def _draw_prompts(rows: list[dict[str, Any]], found: Found, prompts: int) -> Non
         )
 
 
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # a name too long, a NUL
+        return False
+
+
 def _read_settings(folder: Path, home: Path, found: Found) -> None:
     for path in [*home.glob("setting.json"), *folder.rglob("setting.json")]:
-        name = json.loads(path.read_text(encoding="utf-8")).get("exp_name")
-        if name in PRESETS:
+        name = _mapping(path, json.loads, found).get("exp_name")
+        if isinstance(name, str) and name in PRESETS:
             found.preset = name
             return
     for path in [*folder.rglob(".hydra/config.yaml"), *folder.glob("*.yaml"), *home.glob("*.yaml")]:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and "arch" in (data.get("model") or {}):
+        model = _mapping(path, yaml.safe_load, found).get("model")
+        if isinstance(model, dict) and isinstance(model.get("arch"), dict):
             found.config = path
             return
 
 
+def _mapping(path: Path, parse: Callable[[str], Any], found: Found) -> dict[str, Any]:
+    """Return what a settings file says; one that cannot be read says nothing, and is listed."""
+    try:
+        data = parse(path.read_text(encoding="utf-8")) if path.stat().st_size <= MOST_YAML_BYTES else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        data = None
+    if not isinstance(data, dict):
+        note = f"{path.name}: it is no mapping of settings in UTF-8"
+        if note not in found.missing:
+            found.missing.append(note)
+        return {}
+    return data
+
+
+def assumptions(found: Found, language: str | None = None) -> list[str]:
+    """Return in words what a case from a training folder takes for granted: correct what is not so."""
+    default = "inference: weights: ema, front_end: pinyin, upstream's defaults"
+    heard = [] if language else ["language: left to Whisper"]
+    return [*heard, *found.assumed, "inference.arch: what the shapes say, other options at their defaults", default]
+
+
 def case_text(found: Found, name: str, language: str | None = None) -> str:
-    """Return the commented case file; a language that nobody gave is taken to be English, and marked so."""
+    """Return the commented case file; a language that nobody gave is left to Whisper."""
+    assumed = assumptions(found, language)
 
     def line(key: str, value: Any) -> str:
         return f"{key}: {json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)}"
 
     arch = {"preset": found.preset} if found.preset else {"config": str(found.config)} if found.config else None
     lines = [
-        f"# Written by `f5lab new`. Assumed: {'; '.join(found.assumed) or 'nothing'}.",
+        f"# Written by `f5lab new`. Assumed: {'; '.join(assumed)}.",
         f"# Missing: {'; '.join(found.missing) or 'nothing'}.",
     ]
-    lines += [
-        line("name", name),
-        line("language", language or "en")
-        + ("" if language else "  # assumed: correct it if the speech is in another language"),
-    ]
+    unsaid = "# language: pt  # left out: as Whisper hears the recordings; state it to be sure"
+    lines += [line("name", name), line("language", language) if language else unsaid]
     lines += [line("checkpoint", found.checkpoint)]
     lines += [line("base", found.base)] if found.base else ["# base: the file it was fine-tuned from"]
     vocab = found.data / "vocab.txt" if found.data else None
@@ -226,10 +318,9 @@ def report(folder: Path, out: Path, language: str | None = None) -> dict[str, An
     if out.exists():
         raise CaseError(f"{out} exists already", next_step="choose another --out")
     found = explore(folder.expanduser().resolve())
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", found.checkpoint.parent.name) or "case"
-    write_text(out, case_text(found, name, language))
+    write_text(out, case_text(found, name_of(found.checkpoint.parent), language))
     return {
         "written": str(out), "checkpoint": str(found.checkpoint), "base": str(found.base or "none"),
         "data": str(found.data or "none"), "front_end": found.front_end, "prompts": len(found.prompts),
-        "assumed": found.assumed, "missing": found.missing,
+        "assumed": assumptions(found, language), "missing": found.missing,
     }  # fmt: skip

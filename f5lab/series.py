@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from f5lab import checkpoints, discovery, models, oracles, probes, provenance, series_rows
-from f5lab.asr import Transcriber
 from f5lab.checkpoints import Checkpoint
 from f5lab.errors import CaseError, LabError
 from f5lab.ledgers import Ledger
 from f5lab.paths import write_text
 from f5lab.series_rows import Bench, Booth
-from f5lab.specs import Case, load_case
+from f5lab.specs import Case, load_case, name_of
 from f5lab.statistics import bootstrap_mean
 from f5lab.trends import Choice, choose
 
@@ -53,7 +52,7 @@ class Plan:
     seeds: int = 1
     asr: str = "base"
     device: str = "auto"
-    language: str = "en"
+    language: str | None = None
 
 
 @dataclass(frozen=True)
@@ -222,8 +221,7 @@ def _written_case(folder: Path, last: Path, out: Path, plan: Plan, notes: list[s
         notes.append(f"No prompts in the training folder ({gone}), so no probe loss and no CER: give --case.")
         return None
     path = out / "case.yaml"
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last.resolve().parent.name).lstrip(".") or "series"
-    write_text(path, discovery.case_text(found, name, plan.language))
+    write_text(path, discovery.case_text(found, name_of(last.resolve().parent), plan.language))
     if found.assumed:
         notes.append(f"Assumed from the training folder: {'; '.join(found.assumed)}.")
     return load_case(path)
@@ -279,7 +277,7 @@ def _booth(bench: Bench | None, plan: Plan, notes: list[str]) -> tuple[Booth | N
         raise CaseError(
             "--listen without prompts", next_step="give --case with prompts that have ref_text and gen_text"
         )
-    transcriber = Transcriber(bench.case.language, plan.asr, bench.device)
+    transcriber = oracles.transcriber(bench.case, plan.asr, bench.device)
     try:
         found = oracles.calibrate(oracles.real_recordings(bench.case), transcriber)
     except CaseError as error:

@@ -4,6 +4,7 @@ Axis letters used in every docstring: ``b`` batch, ``n`` mel frames, ``d`` mel c
 ``nw`` wave samples, as at the top of upstream's ``model/cfm.py``.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 
 class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Arch(_Spec):
@@ -152,7 +153,8 @@ class Recorded(_Spec):
 class Case(_Spec):
     """One investigation; see ``data/cases/ptbr/case.yaml`` for a commented example.
 
-    `base_vocab` is the vocab that `base` was trained with, `planted` the faults that ``f5lab plant`` put in.
+    Where no `language` is stated, the recogniser takes the one that it hears in the recordings. `base_vocab` is the vocab
+    that `base` was trained with, `planted` the faults that ``f5lab plant`` put in.
     """
 
     name: str = Field(default="case", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
@@ -178,6 +180,11 @@ class Case(_Spec):
         if len(set(ids)) != len(ids):
             raise ValueError(f"prompt ids repeat: {sorted(i for i in set(ids) if ids.count(i) > 1)}")
         return self
+
+    @property
+    def language_text(self) -> str:
+        """The language for a reader: the stated one, or that none is."""
+        return self.language if "language" in self.model_fields_set else "language not stated"
 
     @property
     def training_vocab(self) -> Path:
@@ -275,7 +282,7 @@ def load_case(path: str | Path) -> Case:
     except (ValueError, RuntimeError, OSError) as error:  # a NUL, a ring of links, a name without end
         raise CaseError(f"{path} names a path that no file can have ({error})", next_step="correct the paths") from error
     try:
-        case = Case.model_validate({"name": path.parent.name, **resolved, "path": path})
+        case = Case.model_validate({"name": name_of(path.parent), **resolved, "path": path})
     except ValidationError as error:
         raise CaseError(
             f"{path} is not a valid case",
@@ -286,6 +293,11 @@ def load_case(path: str | Path) -> Case:
     if missing:
         raise CaseError(f"{path} names files that do not exist", offenders=missing, next_step="correct the paths")
     return case
+
+
+def name_of(folder: Path) -> str:
+    """Return a name that a case in a folder may have: the folder's, without what a name cannot hold."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).lstrip(".") or "case"
 
 
 def _explain(item: Any) -> str:

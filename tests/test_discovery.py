@@ -62,13 +62,15 @@ def test_a_training_folder_becomes_a_valid_case(folder: Path, tmp_path: Path) ->
     assert any("text_mask_padding" in item for item in report["missing"])
 
 
-def test_a_language_that_was_given_is_not_called_assumed(folder: Path, tmp_path: Path) -> None:
-    said = []
+def test_what_nobody_said_is_listed_as_assumed_or_left_out(folder: Path, tmp_path: Path) -> None:
     for given in (None, "pt"):
         out = tmp_path / f"{given}.yaml"
-        discovery.report(folder, out, given)
-        said += [line for line in out.read_text(encoding="utf-8").splitlines() if line.startswith("language")]
-    assert said == ['language: "en"  # assumed: correct it if the speech is in another language', 'language: "pt"']
+        report = discovery.report(folder, out, given)
+        text = out.read_text(encoding="utf-8")
+        assert ("language" in load_case(out).model_fields_set) == (given is not None)
+        assert any("language" in item for item in report["assumed"]) == (given is None)
+        for what in ("inference.arch", "weights: ema", "front_end: pinyin"):
+            assert any(what in item for item in report["assumed"]) and what in text.splitlines()[0]
 
 
 def test_settings_name_the_preset_and_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
@@ -80,6 +82,95 @@ def test_settings_name_the_preset_and_nothing_is_overwritten(folder: Path, tmp_p
     with pytest.raises(CaseError, match="exists already"):
         discovery.report(folder, out)
     assert out.read_bytes() == before
+
+
+def arrow(path: Path, rows: list[dict[str, object]]) -> None:
+    with ArrowWriter(path=str(path)) as writer:
+        for row in rows:
+            writer.write(row)
+        writer.finalize()
+
+
+def test_texts_are_those_that_somebody_wrote(folder: Path) -> None:
+    """The tokens of a pinyin dataset joined are not the text: a space stands where nobody wrote one."""
+    data = folder / "data" / "voz_char"
+    rows = [
+        {"audio_path": str(data / "wavs" / f"{k}.wav"), "text": list(f"famí lia {k}"), "duration": 1.0}
+        for k in range(4)
+    ]
+    arrow(data / "raw.arrow", rows)
+    guessed = discovery.explore(folder)
+    assert guessed.prompts[0]["ref_text"] == "famí lia 0" and any("joined tokens" in item for item in guessed.assumed)
+    lines = ["audio_file|text", *(f"wavs/{k}.wav|família {k}" for k in range(4))]
+    (data / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    known = discovery.explore(folder)
+    assert known.prompts[0]["ref_text"] == "família 0" and not any("joined tokens" in item for item in known.assumed)
+
+
+def test_prompts_come_from_metadata_where_no_dataset_was_prepared(folder: Path) -> None:
+    data = folder / "data" / "voz_char"
+    (data / "raw.arrow").unlink()
+    lines = ["audio_file|text", *(f"{k}|o gato número {k}" for k in range(6)), "gone.wav|nada", "wavs/0.wav|", "|", "x"]
+    (data / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    found = discovery.explore(folder)
+    assert len(found.prompts) == 3 and found.prompts[0]["ref_audio"] == str(data / "wavs" / "0.wav")
+    assert any("metadata.csv" in item for item in found.missing)
+
+
+def test_texts_that_upstream_slows_down_are_left_to_others(folder: Path) -> None:
+    data = folder / "data" / "voz_char"
+    texts = ["oi", "um dia de sol", "dois dias de sol", "não", "três dias de sol", "quatro dias de sol"]
+    arrow(
+        data / "raw.arrow",
+        [{"audio_path": str(data / "wavs" / f"{k}.wav"), "text": t, "duration": 1.0} for k, t in enumerate(texts)],
+    )
+    found = discovery.explore(folder)
+    assert [(p["ref_text"], p["gen_text"]) for p in found.prompts] == [
+        ("um dia de sol", "dois dias de sol"),
+        ("três dias de sol", "quatro dias de sol"),
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"exp_name": 3}', b"\xff\xfe", b"null", b"[" * 100_000], ids=str)
+def test_settings_that_cannot_be_read_say_nothing(content: bytes, folder: Path, tmp_path: Path) -> None:
+    (folder / "ckpts" / "voz" / "setting.json").write_bytes(content)
+    for name in ("a.yaml", "b.yaml"):
+        (folder / name).write_bytes(content if name == "a.yaml" else b"model: [1]\nx: 2026-99-99")
+    discovery.report(folder, tmp_path / "case.yaml")
+    assert load_case(tmp_path / "case.yaml").training.arch is None
+
+
+@pytest.mark.parametrize("rows", [[{"text": "a"}], [{"audio_path": "a.wav", "duration": 1.0}]], ids=str)
+def test_a_dataset_without_its_columns_is_refused(rows: list[dict[str, object]], folder: Path) -> None:
+    arrow(folder / "data" / "voz_char" / "raw.arrow", rows)
+    with pytest.raises(CaseError, match="has no column"):
+        discovery.explore(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"ARROW1", b"\xff\xff\xff\xff\x10\x00\x00\x00" + b"\x01" * 40, b"PK\x03\x04" * 9], ids=str
+)
+def test_what_is_no_dataset_is_refused(content: bytes, folder: Path) -> None:
+    (folder / "data" / "voz_char" / "raw.arrow").write_bytes(content)
+    with pytest.raises(CaseError, match="not an Arrow file"):
+        discovery.explore(folder)
+
+
+def test_odd_rows_are_left_out(folder: Path) -> None:
+    data = folder / "data" / "voz_char"
+    good = {"audio_path": str(data / "wavs" / "0.wav"), "text": "um dia de sol", "duration": 1.0}
+    arrow(
+        data / "raw.arrow",
+        [
+            good,
+            good | {"duration": None},
+            good | {"text": None},
+            good | {"audio_path": None},
+            good | {"audio_path": "x" * 5000},
+        ],
+    )
+    assert len(discovery.read_rows(data / "raw.arrow")) == 3
+    assert discovery.explore(folder).prompts == []
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:
