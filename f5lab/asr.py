@@ -103,6 +103,32 @@ class Transcriber:
                 caches.write(CACHE, keys[i], json.dumps(asdict(transcript)).encode())
         return [heard[key] for key in keys]
 
+    def languages(self, wave: Wave) -> dict[str, float]:
+        """Return how likely Whisper finds each language on a wave's first 30 s; empty for a model that knows English only.
+
+        On less than about 4 s it is a coin toss.
+        """
+        import whisper
+
+        if not self.model.is_multilingual:
+            return {}
+        key = "language-" + self._key(wave)
+        stored = caches.read(CACHE, key)
+        if stored is None:
+            with usage.spend(usage.WHISPER, 1):
+                _, (found,) = whisper.detect_language(self.model, self._mel(wave).unsqueeze(0).to(self.model.device))
+            stored = json.dumps(found).encode()
+            caches.write(CACHE, key, stored)
+        return dict(json.loads(stored))
+
+    def _mel(self, wave: Wave) -> torch.Tensor:
+        """Return Whisper's log-mel [shape=(channels, 3000)]; it is padded, not the wave, as ``whisper.transcribe`` does:
+        short clips are heard better that way."""
+        import whisper
+
+        mel = whisper.log_mel_spectrogram(resample(wave, 16000).samples, self.model.dims.n_mels)
+        return whisper.pad_or_trim(mel, whisper.audio.N_FRAMES)
+
     def _key(self, wave: Wave) -> str:
         digest = hashlib.sha256(np.ascontiguousarray(wave.samples, dtype=np.float32).tobytes())
         digest.update(f"{wave.rate_hz}|{self.weights_id}|{self.language}|{self.device}|3".encode())
@@ -111,13 +137,7 @@ class Transcriber:
     def _decode(self, waves: Sequence[Wave]) -> list[Transcript]:
         import whisper
 
-        # the mel is padded, not the wave, as whisper.transcribe does: it hears short clips better that way
-        mels = [
-            whisper.pad_or_trim(
-                whisper.log_mel_spectrogram(resample(w, 16000).samples, self.model.dims.n_mels), whisper.audio.N_FRAMES
-            )
-            for w in waves
-        ]
+        mels = [self._mel(wave) for wave in waves]
         longest = max(w.seconds for w in waves)
         options = whisper.DecodingOptions(
             language=self.language, temperature=0.0, without_timestamps=True, fp16=self.device.startswith("cuda"),

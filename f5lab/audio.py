@@ -113,7 +113,7 @@ def audio_facts(path: str | Path) -> AudioFacts:
     path = Path(path)
     wave = load_wave(path)
     info = sf.info(path)
-    band = _band_limit(wave)
+    band = band_limit_hz(wave)
     warnings = []
     if wave.rms < SILENCE_RMS:
         warnings.append("silent: infer_process divides by its RMS and returns noise or NaN")
@@ -137,7 +137,8 @@ def audio_facts(path: str | Path) -> AudioFacts:
     )  # fmt: skip
 
 
-def _band_limit(wave: Wave) -> float | None:
+def band_limit_hz(wave: Wave) -> float | None:
+    """Return the highest frequency whose long-term level lies within 65 dB of the loudest band; None for silence."""
     if wave.rms < SILENCE_RMS or len(wave.samples) < 1024:
         return None
     from scipy.signal import welch

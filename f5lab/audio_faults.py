@@ -1,20 +1,26 @@
 """Detectors for recordings and vocoder: level, clipped or wrong references, mislabelled rate, old text spoken again."""
 
+import statistics
+
 import numpy as np
 
 from f5lab import cycles, metrics, models
-from f5lab.audio import load_wave, resample
+from f5lab.audio import Wave, band_limit_hz, load_wave, resample
 from f5lab.errors import LabError
 from f5lab.examinations import Exam, Suspicion, cause, refuted, span, unknown
 from f5lab.models import LONGEST_REFERENCE_S, RATE_HZ
-from f5lab.probes import Hypothesis, Probe
+from f5lab.probes import Hypothesis, Probe, text_gate
 from f5lab.prompt_timing import QUIET_RMS
 
 WRONG_TEXT, OWN_TEXT = 0.6, 0.34
 """CER from which a recording says something else, and up to which it says the text."""
-RATES_HZ = (8000, 11025, 12000, 16000, 22050, 32000, 44100, 48000)
+RATES_HZ = (8000, 11025, 12000, 16000, 22050, RATE_HZ, 32000, 44100, 48000)
+SLOWEST, FASTEST = 0.4, 2.6
+"""Range of the true over the stated rate that is tried."""
 RATE_GAIN = 0.1
-"""A rate is taken to be mislabelled when another lowers the loss of the reference by this share."""
+"""A rate is taken to be mislabelled when another lowers the loss of the reference by this share and the text matters there."""
+WIDE_HZ = 10_000
+"""Recordings whose band ends below this fit better at any rate that fills it, and a vocoder of full-band speech fails on them."""
 VOCODER_EXCESS = 2.2
 """A vocoder is wrong when its mel error is this many times that of Griffin-Lim."""
 
@@ -57,21 +63,22 @@ def detect_reference_text(exam: Exam) -> list[Suspicion]:
     except LabError as error:
         return unknown("ref-text-wrong", f"The references were not heard: {error}", "a recogniser (--asr base)")
     rates = [metrics.cer(item.text, text).value for item, text in zip(items, heard)]
-    wrong = [
-        (item, text, rate) for item, text, rate in zip(items, heard, rates) if rate is not None and rate >= WRONG_TEXT
-    ]
-    mean = float(np.mean([rate for rate in rates if rate is not None]))
+    judged = [(item, text, rate) for item, text, rate in zip(items, heard, rates) if rate is not None]
+    if not judged:
+        return unknown("ref-text-wrong", "No reference text has letters to compare.", "ref_text in words")
+    wrong = [row for row in judged if row[2] >= WRONG_TEXT]
+    mean = float(np.mean([rate for _, _, rate in judged]))
     if not wrong:
         return refuted(
             "ref-text-wrong",
             f"References are heard as their texts (mean CER {mean:.2f}).",
             value=mean,
             unit="CER",
-            n=len(items),
+            n=len(judged),
         )
     item, text, rate = wrong[0]
-    claim = f"{len(wrong)} of {len(items)} references say something else: “{item.text}” is heard as “{text}” (CER {rate:.2f})."
-    return [cause("ref-text-wrong", claim, 0.9, 0.7 * len(wrong) / len(items), value=rate, unit="CER", n=len(items),
+    claim = f"{len(wrong)} of {len(judged)} references say something else: “{item.text}” is heard as “{text}” (CER {rate:.2f})."
+    return [cause("ref-text-wrong", claim, 0.9, 0.7 * len(wrong) / len(judged), value=rate, unit="CER", n=len(judged),
                   settings={"ref_text": "what the reference says"})]  # fmt: skip
 
 
@@ -84,29 +91,43 @@ def detect_rate_label(exam: Exam) -> list[Suspicion]:
         return unknown(
             "sample-rate-mislabelled", "No reference to try.", "a reference with its text, below 12 s and not silent"
         )
-    stated = load_wave(exam.case.prompts[0].ref_audio).rate_hz
+    stated = statistics.mode(item.wave.rate_hz for item in items)
+    items = [item for item in items if item.wave.rate_hz == stated]
     probe = Probe(items, draws=exam.draws, device=exam.device)
     probe.bench = exam.probe.bench
     recipe = exam.truth.recipe
-    good = Hypothesis(recipe)
+    stays = Hypothesis(recipe)
     try:
-        ratios = sorted({RATE_HZ / rate for rate in RATES_HZ} | {rate / RATE_HZ for rate in RATES_HZ} - {1.0})
-        tried = {r: probe.compare(good, Hypothesis(recipe, rate_ratio=r)) for r in ratios if 0.4 < r < 2.6}
+        tried = {r: probe.compare(stays, Hypothesis(recipe, rate_ratio=r)) for r in rate_ratios(stated)}
+        ratio, gain = min(tried.items(), key=lambda pair: pair[1].mean)
+        fits = gain.mean <= -RATE_GAIN and gain.high < 0
+        reads = fits and text_gate(probe, Hypothesis(recipe, rate_ratio=ratio)).passed
     except LabError as error:
         return unknown("sample-rate-mislabelled", str(error), "weights whose output is finite")
-    ratio, gain = min(tried.items(), key=lambda pair: pair[1].mean)
-    if gain.mean > -RATE_GAIN or gain.high >= 0:
+    if not fits:
         return refuted("sample-rate-mislabelled", f"No other rate than the stated one explains the references (best {100 * gain.mean:+.0f} %).",
                        value=gain.mean, unit="loss at the best other rate", interval=span(gain), n=gain.n)  # fmt: skip
     claim = f"References fit {ratio:.2f} times their stated rate: the loss falls by {-100 * gain.mean:.0f} %."
-    return [cause("sample-rate-mislabelled", claim, 0.93, 0.8, value=ratio, unit="times the stated rate", n=gain.n,
-                  settings={"ref_audio": f"a header of {round(stated * ratio)} Hz"})]  # fmt: skip
+    if not reads:
+        band = max((band_limit_hz(item.wave) or 0.0) for item in items)
+        return unknown("sample-rate-mislabelled", f"{claim} But their text explains nothing at that rate: bands (here up to {band:.0f} Hz) do that.",
+                       f"a reference with speech up to {WIDE_HZ} Hz")  # fmt: skip
+    return [cause("sample-rate-mislabelled", f"{claim[:-1]}, and there the text explains them.", 0.93, 0.8, value=ratio,
+                  unit="times the stated rate", n=gain.n, settings={"ref_audio": f"a header of {round(stated * ratio)} Hz"})]  # fmt: skip
+
+
+def rate_ratios(stated_hz: int) -> list[float]:
+    """Return the true over the stated rate for every usual true rate; a file at 24 kHz may have been resampled by a wrong one."""
+    ratios = {rate / stated_hz for rate in RATES_HZ}
+    if stated_hz == RATE_HZ:
+        ratios |= {RATE_HZ / rate for rate in RATES_HZ}
+    return sorted(r for r in ratios - {1.0} if SLOWEST < r < FASTEST)
 
 
 def detect_vocoder(exam: Exam) -> list[Suspicion]:
     """Send a real recording through mel and vocoder and compare with Griffin-Lim, which needs no weights."""
     try:
-        waves = [resample(load_wave(p.gen_audio or p.ref_audio), RATE_HZ) for p in exam.case.prompts[:3]]
+        waves = _widest(exam)
         vocoder = models.load_vocoder(exam.case.vocoder, exam.device)
         kind = exam.case.vocoder.name
         pairs = [(cycles.run_cycle(w, kind, vocoder), cycles.run_cycle(w, kind)) for w in waves if w.rms >= QUIET_RMS]
@@ -123,8 +144,18 @@ def detect_vocoder(exam: Exam) -> list[Suspicion]:
     numbers = {"value": ratio, "unit": "times Griffin-Lim's error", "n": len(errors)}
     if ratio < VOCODER_EXCESS:
         return refuted("vocoder-wrong", claim, **numbers)
+    band = min((b for w in waves if (b := band_limit_hz(w)) is not None), default=0.0)
+    if band < WIDE_HZ:
+        return unknown("vocoder-wrong", f"{claim} The recordings end at {band:.0f} Hz: a vocoder of full-band speech may fail on them.",
+                       f"a recording with speech up to {WIDE_HZ} Hz")  # fmt: skip
     return [cause("vocoder-wrong", claim, 0.95, min(1.0, ratio / 4), **numbers, factors=("vocoder",),
                   settings={"vocoder": "the weights that belong to this mel type"})]  # fmt: skip
+
+
+def _widest(exam: Exam, most: int = 3) -> list[Wave]:
+    """Return the recordings with the widest bands at 24 kHz, in the order of the prompts where they are equally wide."""
+    waves = [resample(load_wave(path), RATE_HZ) for path in dict.fromkeys(p.gen_audio or p.ref_audio for p in exam.case.prompts)]
+    return sorted(waves, key=lambda w: (band_limit_hz(w) or 0.0) < WIDE_HZ)[:most]
 
 
 def detect_stale_text(exam: Exam) -> list[Suspicion]:

@@ -13,7 +13,7 @@ from f5lab import catalogue, diagnosis, plants
 from f5lab.errors import FaultError, LabError
 from f5lab.specs import Case, load_case
 
-HEALTHY = 10
+HEALTHY = 12
 VARIANTS = 3
 NONE = "(none)"
 

@@ -121,7 +121,7 @@ def new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Training folder, as F5-TTS's finetune CLI leaves it.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Case file to write.")] = Path("case.yaml"),
     language: Annotated[
-        str | None, typer.Option(help="Language of the speech, as Whisper names it: pt, … (en)", show_default=False)
+        str | None, typer.Option(help="Language of the speech, as Whisper names it: pt, … (left to Whisper)", show_default=False)
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -196,7 +196,7 @@ def diagnose(
     base: Annotated[Path | None, typer.Option(help="Without a case file: what was fine-tuned.")] = None,
     vocoder: Annotated[Path | None, typer.Option(help="Without a case file: folder of a Vocos.")] = None,
     language: Annotated[
-        str | None, typer.Option(help="Without a case file: language of the recording; default en.")
+        str | None, typer.Option(help="Without a case file: language of the recording; default: as Whisper hears it.")
     ] = None,
     listen: Annotated[bool, typer.Option(help="Synthesise and transcribe.")] = True,
     asr: Annotated[str, typer.Option(help="Whisper size or weights file.")] = "base",
@@ -218,6 +218,10 @@ def diagnose(
         typer.echo(verdicts.markdown(found.verdict, found.claims), nl=False)
     if check and any(cause.confidence >= SURE for cause in found.verdict.causes):
         raise typer.Exit(FOUND)
+    if found.crashed:
+        raise RunError(
+            f"{len(found.crashed)} of the catalogue's entries not judged", offenders=[s.claim for s in found.crashed]
+        )
 
 
 def _case_of(case: Path | None, loose: Mapping[str, Any], more: Mapping[str, Any]) -> "Case":
@@ -243,9 +247,10 @@ def _case_of(case: Path | None, loose: Mapping[str, Any], more: Mapping[str, Any
         raise RunError(f"--vocoder {vocoder} is no folder", expected="a folder with config.yaml and pytorch_model.bin")
     prompt = Prompt(id="clip", ref_audio=loose["--clip"], ref_text=loose["--text"], gen_text=loose["--text"])
     name = re.sub(r"[^A-Za-z0-9._-]", "_", loose["--checkpoint"].stem).lstrip(".") or "case"
+    language = {"language": more["--language"]} if more["--language"] else {}
     return CaseSpec(
-        name=name, language=more["--language"] or "en", checkpoint=loose["--checkpoint"], vocab=loose["--vocab"], base=base,
-        vocoder=Vocoder(path=vocoder), prompts=(prompt,),
+        name=name, checkpoint=loose["--checkpoint"], vocab=loose["--vocab"], base=base, vocoder=Vocoder(path=vocoder),
+        prompts=(prompt,), **language,
     )  # fmt: skip
 
 

@@ -36,7 +36,9 @@ def series(
     prompts: Annotated[int, typer.Option(min=1, help="Prompts spoken with --listen.")] = 4,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds for each prompt with --listen.")] = 1,
     asr: Annotated[str, typer.Option(help="Whisper size or weights file.")] = "base",
-    language: Annotated[str, typer.Option(help="Language of the speech where no CASE says it.")] = "en",
+    language: Annotated[
+        str | None, typer.Option(help="Language of the speech where no CASE says it; default: as Whisper hears it.")
+    ] = None,
     device: Device = "auto",
     json_file: JsonFile = None,
 ) -> None:  # fmt: skip

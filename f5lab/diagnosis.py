@@ -23,6 +23,8 @@ NUMBER = "06"
 QUESTION = "Which entry of the fault catalogue explains why inference differs from the trainer's samples?"
 UNEXPLAINED, HEARD, UNHEARD = "unexplained-difference", "heard-difference", "listening"
 """Not of the catalogue: what stays unexplained, stands under ``unknown``; with one of the first two a case is not healthy."""
+CRASHED = "a report of this failure"
+"""What an entry needs whose detector failed by no fault of the case."""
 Detector = Callable[[Exam], list[Suspicion]]
 
 DETECTORS: dict[Detector, tuple[str, ...]] = {
@@ -100,6 +102,11 @@ class Diagnosis:
         """The causes, most responsible first."""
         return [item for item in self.suspicions if item.outcome == "cause"]
 
+    @property
+    def crashed(self) -> list[Suspicion]:
+        """Entries that nobody judged because a detector failed: the verdict is not complete."""
+        return [item for item in self.suspicions if item.needs == CRASHED]
+
 
 def examine(exam: Exam, detectors: Iterable[Detector] | None = None) -> list[Suspicion]:
     """Run the detectors; one that fails becomes an unknown for each entry it could have named."""
@@ -114,7 +121,7 @@ def examine(exam: Exam, detectors: Iterable[Detector] | None = None) -> list[Sus
                 raise
             logger.debug("%s failed", detector.__name__, exc_info=True)
             says = f"{detector.__name__} failed: {type(error).__name__}: {error}"
-            found += unknown(DETECTORS.get(detector, ()), says, "a report of this failure")
+            found += unknown(DETECTORS.get(detector, ()), says, CRASHED)
     return _settled([*found, *_unexplained(exam, found)])
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from f5lab import architectures, checkpoints, ema, models, probes, samplers
+from f5lab import architectures, checkpoints, ema, models, oracles, probes, samplers
 from f5lab.asr import Transcriber
 from f5lab.audio import Wave, load_wave
 from f5lab.errors import CaseError, LabError
@@ -156,9 +156,9 @@ class Exam:
 
     @cached_property
     def references(self) -> list[Item]:
-        """Each different reference recording with its text, alone, at the rate that its file states."""
-        unique = {p.ref_audio: p.ref_text for p in self.case.prompts if p.ref_text.strip()}
-        return [Item(path.stem, load_wave(path), text, 0.0) for path, text in unique.items()]
+        """Each different reference recording with each text that it is given, alone, at the rate that its file states."""
+        unique = dict.fromkeys((p.ref_audio, p.ref_text) for p in self.case.prompts if p.ref_text.strip())
+        return [Item(path.stem, load_wave(path), text, 0.0) for path, text in unique]
 
     @cached_property
     def transcriber(self) -> Transcriber:
@@ -167,11 +167,11 @@ class Exam:
         Raises
         ------
         LabError
-            It was switched off, or its weights are not at hand.
+            It was switched off, its weights are not at hand, or the recordings are in another language than the case's.
         """
         if not self.asr:
             raise CaseError("the recogniser is switched off", next_step="run with one, such as --asr base")
-        return Transcriber(self.case.language, self.asr, self.device)
+        return oracles.transcriber(self.case, self.asr, self.device)
 
     def hear(self, wave: Wave) -> str:
         """Return what the recogniser hears in a wave."""

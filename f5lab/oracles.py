@@ -7,14 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from f5lab import metrics
-from f5lab.asr import Transcriber, Transcript
-from f5lab.audio import Wave, load_wave
-from f5lab.errors import CaseError
+from f5lab.asr import WINDOW_S, Transcriber, Transcript
+from f5lab.audio import Wave, load_wave, resample
+from f5lab.errors import AsrError, CaseError
 from f5lab.samplers import Sample
 from f5lab.specs import Case, Prompt
 from f5lab.statistics import Estimate, bootstrap_mean
 
 MAX_PAIRS = 60
+LEAST_RMS = 0.01
+"""Below this nothing is learned about a language."""
+SURE = 0.9
+"""From this probability on a language is taken to be spoken; another that is stated must have at most the rest to be wrong."""
+MOST_JOINED, JOINED_HZ = 12, 16_000
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,11 @@ class Calibration:
 
 
 def real_recordings(case: Case, limit: int | None = None) -> list[tuple[Wave, str]]:
-    """Return the case's real recordings with their texts, each file once: targets first, then references."""
+    """Return the case's real recordings with their texts, each pair once: targets first, then references."""
     pairs = [(p.gen_audio, p.gen_text) for p in case.prompts if p.gen_audio]
     pairs += [(p.ref_audio, p.ref_text) for p in case.prompts if p.ref_text.strip()]
-    unique = dict(pairs)
-    return [(load_wave(path), text) for path, text in list(unique.items())[:limit]]
+    unique = list(dict.fromkeys(pairs))
+    return [(load_wave(path), text) for path, text in unique[:limit]]
 
 
 def calibrate(
@@ -110,6 +115,70 @@ def _rates(texts: Sequence[str], heard: Sequence[str]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Language:
+    """What language a case's recordings are in, by Whisper.
+
+    Attributes
+    ----------
+    heard : str
+        The likeliest; empty where there is nothing to hear or the model knows English only.
+    probability, of_stated : float
+        Of `heard` and of the case's own, 0 to 1.
+    seconds : float
+        How much was heard.
+    """
+
+    heard: str = ""
+    probability: float = 0.0
+    of_stated: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is as good as certain."""
+        return self.probability >= SURE
+
+
+def spoken_language(case: Case, judge: Transcriber) -> Language:
+    """Hear what language the case's real recordings are in, joined up to 30 s: one short clip alone is a coin toss."""
+    waves = [resample(wave, JOINED_HZ).samples for wave, _ in real_recordings(case, MOST_JOINED) if wave.rms >= LEAST_RMS]
+    pause = np.zeros(JOINED_HZ // 5, np.float32)
+    joined = Wave(np.concatenate([part for samples in waves for part in (samples, pause)]), JOINED_HZ) if waves else None
+    found = judge.languages(joined) if joined is not None else {}
+    if joined is None or not found:
+        return Language()
+    heard = max(found, key=found.__getitem__)
+    return Language(heard, found[heard], found.get(case.language, 0.0), min(joined.seconds, WINDOW_S))
+
+
+def transcriber(case: Case, model: str = "base", device: str = "cpu") -> Transcriber:
+    """Return the recogniser for a case: in the language that the case states, else in the one that its recordings are in.
+
+    Raises
+    ------
+    AsrError
+        No weights. The recordings are in another language than the case states: Whisper would translate. None is stated,
+        and Whisper cannot tell.
+    """
+    judge = Transcriber(case.language, model, device)
+    spoken = spoken_language(case, judge)
+    told = f"Whisper: {spoken.probability:.2f} on {spoken.seconds:.0f} s"
+    if "language" not in case.model_fields_set:
+        if spoken.heard and not spoken.certain:
+            raise AsrError(
+                f"no language is stated, and the recordings do not tell ({spoken.heard!r}? {told})",
+                next_step="state it: language: pt in the case, or --language pt",
+            )
+        judge.language = spoken.heard or judge.language
+    elif spoken.certain and spoken.heard != case.language and spoken.of_stated <= 1 - SURE:
+        raise AsrError(
+            f"the recordings are in {spoken.heard!r} ({told}) and the case says {case.language!r}: Whisper would translate them",
+            next_step=f"set language: {spoken.heard}",
+        )
+    return judge
+
+
+@dataclass(frozen=True)
 class Scored:
     """A sample with what was heard and its measures."""
 
@@ -136,6 +205,6 @@ def mean_cer(scored: Sequence[Scored]) -> Estimate:
 
 def score_recordings(prompts: Sequence[Prompt], transcriber: Transcriber) -> float:
     """Return the mean CER of the prompts' real recordings (targets where there are any, else references)."""
-    pairs = dict((p.gen_audio, p.gen_text) if p.gen_audio else (p.ref_audio, p.ref_text) for p in prompts)
-    heard = transcriber([load_wave(path) for path in pairs])
-    return float(_rates(list(pairs.values()), [t.text for t in heard]).mean())
+    pairs = dict.fromkeys((p.gen_audio, p.gen_text) if p.gen_audio else (p.ref_audio, p.ref_text) for p in prompts)
+    heard = transcriber([load_wave(path) for path, _ in pairs])
+    return float(_rates([text for _, text in pairs], [t.text for t in heard]).mean())

@@ -119,7 +119,7 @@ def decoy(name: str, case: Case, out: Path, *, variant: int = 0) -> Path:
 
 
 def healthy(case: Case, out: Path, *, variant: int = 0) -> Path:
-    """Write one of ten harmless forms of a case into the new folder `out`; `HEALTHY_FORMS` says which.
+    """Write one of the harmless forms of a case into the new folder `out`; `HEALTHY_FORMS` says which.
 
     Raises
     ------

@@ -32,6 +32,14 @@ def rework_references(bench: Bench, work: Callable[[Wave], Wave]) -> None:
     bench.change(prompts=tuple(p.model_copy(update={"ref_audio": made[p.ref_audio]}) for p in bench.case.prompts))
 
 
+def rework_recordings(bench: Bench, work: Callable[[Wave], Wave]) -> None:
+    """Give each recording of the prompts a reworked copy: references, targets and what was spoken."""
+    named = ("ref_audio", "gen_audio", "spoken_audio")
+    files = dict.fromkeys(path for p in bench.case.prompts for name in named if (path := getattr(p, name)) is not None)
+    made = {path: save_flac(bench.file("clips/recording.flac"), work(load_wave(path))) for path in files}
+    bench.change(prompts=tuple(p.model_copy(update={name: made.get(getattr(p, name)) for name in named}) for p in bench.case.prompts))
+
+
 def vocoder_wrong(bench: Bench) -> None:
     """The vocoder's matrices with noise of 0.6 or 0.9 of their spread, or its head with its rows in another order."""
     folder = bench.case.vocoder.path

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from f5lab import models
+from f5lab.audio import resample
 from f5lab.paths import atomic_path
 from f5lab.planting import Bench
-from f5lab.plants_audio import rework_references
+from f5lab.plants_audio import rework_recordings, rework_references
 from f5lab.specs import Arch
 from f5lab.vocabs import read_vocab
 
@@ -153,6 +154,16 @@ def good_speech(bench: Bench) -> None:
                                for p in bench.case.prompts))  # fmt: skip
 
 
+def _stored_at(rate_hz: int) -> Callable[[Bench], None]:
+    def plant(bench: Bench) -> None:
+        rework_recordings(bench, lambda wave: resample(wave, rate_hz))
+
+    plant.__doc__ = f"Every recording stored at {rate_hz} Hz, and said to be: speech of the right speed with an empty upper band."
+    return plant
+
+
+telephone_band, sixteen_khz = _stored_at(8000), _stored_at(16000)
+
 DECOY_PLANTS: dict[str, tuple[Callable[[Bench], None], int]] = {
     "crlf-vocab": (crlf_vocab, 2),
     "bom-vocab": (bom_vocab, 1),
@@ -168,5 +179,6 @@ DECOY_PLANTS: dict[str, tuple[Callable[[Bench], None], int]] = {
 HEALTHY_FORMS: tuple[Callable[[Bench], None], ...] = (
     other_order, fewer_prompts, fp32_storage, raw_asked, ema_only,
     as_safetensors, other_names, nothing_about_training, defaults_spelled_out, good_speech,
+    telephone_band, sixteen_khz,
 )  # fmt: skip
 """Harmless forms of a case, by variant."""

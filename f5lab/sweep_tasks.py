@@ -41,12 +41,15 @@ def expand(sweep: Sweep, *, device: str, threads: int) -> Iterator[dict[str, Any
         A case, checkpoint or prompt of the sweep is not there, or a case says nothing about the architecture.
     """
     for case, checkpoint in find_cases(sweep):
+        language = case.language
+        if "cer" in sweep.measures and "language" not in case.model_fields_set:
+            language = oracles.transcriber(case, sweep.asr, models.pick_device(device)).language
         for name, settings in sweep.combinations:
             recipe = recipe_of(case, checkpoint, settings)
             for prompt in prompts_of(case, sweep):
                 for seed in sweep.seeds:
                     told = {
-                        "case": case.name, "language": case.language, "recipe_name": name,
+                        "case": case.name, "language": language, "recipe_name": name,
                         "recipe": recipe.model_dump(mode="json"), "start": settings.start or "inference",
                         "prompt": prompt.model_dump(mode="json"), "seed": seed, "measures": list(sweep.measures),
                         "asr": sweep.asr, "device": device, "threads": threads, "checkpoint_sha256": _content(str(recipe.checkpoint)),

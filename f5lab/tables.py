@@ -158,7 +158,7 @@ def provenance(case: "Case", **facts: Any) -> Html:
     """
     from f5lab.provenance import fingerprint, size_text, versions
 
-    rows: list[dict[str, Any]] = [{"what": "case", "value": f"{case.name} ({case.language})"}]
+    rows: list[dict[str, Any]] = [{"what": "case", "value": f"{case.name} ({case.language_text})"}]
     named = [("checkpoint", case.checkpoint), ("base", case.base), ("vocab", case.training_vocab)]
     for label, path in named:
         if path is not None:

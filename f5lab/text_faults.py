@@ -18,6 +18,7 @@ from f5lab.specs import Prompt
 from f5lab.vocabs import Vocab, VocabComparison
 
 VOCAB_FAULTS = ("vocab-permuted", "vocab-off-by-one", "vocab-re-extended", "vocab-damage")
+BYTES_NEED_NONE = "The byte front end takes no vocab: a byte is its own index."
 RATIO = (0.6, 1.7)
 """Duration by the byte rule over the real recording's; outside this the words no longer fit."""
 
@@ -25,6 +26,8 @@ RATIO = (0.6, 1.7)
 def detect_vocab(exam: Exam) -> list[Suspicion]:
     """Compare the vocab that inference is given with the one that the embedding rows belong to."""
     truth = exam.truth
+    if truth.recipe.front_end == "byte":
+        return refuted(VOCAB_FAULTS, BYTES_NEED_NONE)
     try:
         given = vocabs.read_vocab(exam.inference.vocab)
         trained = vocabs.read_vocab(truth.recipe.vocab)
@@ -104,6 +107,8 @@ def _classify(found: VocabComparison, trained: Vocab, given: Vocab) -> str:
 
 def detect_unknown(exam: Exam) -> list[Suspicion]:
     """Count the symbols of the texts that the trained vocab lacks: they are spoken as index 0, a space."""
+    if exam.truth.recipe.front_end == "byte":
+        return refuted("oov-to-zero", BYTES_NEED_NONE)
     trained = vocabs.read_vocab(exam.truth.recipe.vocab)
     lost = vocabs.unknown_tokens(exam.texts, trained, models.front_end(exam.inference.front_end))
     lost = [u for u in lost if any(unicodedata.category(c)[0] in "LMN" for c in u.character)]  # letters, marks, digits
@@ -246,6 +251,8 @@ def detect_length(exam: Exam) -> list[Suspicion]:
         found = [cause("short-text-speed", claim, 0.95, 0.6 * len(short) / len(prompts), value=len(short) / len(prompts),
                        unit="share of texts", n=len(prompts), settings={"fix_duration": "reference + expected seconds"},
                        factors=("duration",))]  # fmt: skip
+    if fixed:
+        return found + refuted("duration-byte-ratio", "The byte rule is not used: fix_duration is set.")
     ratios = _duration_ratios(exam, [p for p in prompts if p not in short])
     if not ratios:
         return found + unknown("duration-byte-ratio", "No real recording of a target.", "gen_audio for a prompt")
@@ -253,20 +260,21 @@ def detect_length(exam: Exam) -> list[Suspicion]:
     if RATIO[0] <= middle <= RATIO[1]:
         claim = f"Texts get {middle:.2f} times the duration of their recordings (median)."
         return found + refuted("duration-byte-ratio", claim, value=middle, **number)
-    claim = f"The byte rule gives the texts {middle:.2f} times the duration of their recordings (median)."
+    claim = f"At speed 1 the byte rule gives the texts {middle:.2f} times the duration of their recordings (median)."
     told = _ratio_as_heard(exam, [p for p in prompts if p not in short])
     if told is not None and RATIO[0] <= told <= RATIO[1]:
         claim += (
             f" With what the references are heard to say it would be {told:.2f}: their texts are wrong, not the rule."
         )
         return found + refuted("duration-byte-ratio", claim, value=told, **number)
-    return [*found, cause("duration-byte-ratio", claim, 0.9, min(1.0, abs(float(np.log2(middle))) / 2), value=middle, **number,
+    return [*found, cause("duration-byte-ratio", claim, 0.9, min(1.0, abs(float(np.log2(max(middle, 1e-3)))) / 2), value=middle, **number,
                           settings={"fix_duration": "reference + expected seconds"}, factors=("duration",))]  # fmt: skip
 
 
 def _duration_ratios(exam: Exam, prompts: Sequence[Prompt]) -> list[float]:
-    """Return the duration that the byte rule gives over the real recording's, where there is one."""
-    timed = [prompt_timing.timing(p, exam.inference) for p in prompts]
+    """Return the duration that the byte rule gives at speed 1 over the real recording's, where there is one."""
+    rule = exam.inference.but(speed=1.0)  # another speed is the user's own choice, not the rule's doing
+    timed = [prompt_timing.timing(p, rule) for p in prompts]
     return [t.given_s / t.recorded_s for t in timed if t is not None and t.recorded_s]
 
 

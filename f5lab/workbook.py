@@ -340,7 +340,7 @@ def opening_record(
         "format": FORMAT,
         "run": folder.name,
         "case": {
-            "name": case.name, "question": inert.prose(case.question), "language": case.language,
+            "name": case.name, "question": inert.prose(case.question), "language": case.language_text,
             "path": privacy.shown(case.path, folder),
         },
         "prompts": [{"id": p.id, "ref_text": p.ref_text, "gen_text": p.gen_text} for p in case.prompts],

@@ -92,3 +92,14 @@ def test_a_healthy_case_exits_with_0(call: Callable, tmp_path: Path) -> None:
     case = plants.healthy(load_case(DATA / "cases" / "ptbr-repaired" / "case.yaml"), tmp_path / "h", variant=0)
     status, out, _ = call("diagnose", str(case), "--no-listen", "--check", "--device", "cpu", "--json", "-")
     assert status == 0 and json.loads(out)["healthy"] is True
+
+
+def test_a_detector_that_failed_is_an_error_not_an_all_clear(call: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    from f5lab import diagnosis
+
+    def breaks(exam: object) -> list[diagnosis.Suspicion]:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(diagnosis, "DETECTORS", {breaks: ("mel-type",)})
+    status, out, err = call("diagnose", "--no-listen", "--check", str(DATA / "cases" / "ptbr-repaired" / "case.yaml"))
+    assert status == 1 and "mel-type" in out and "1 of the catalogue's entries not judged" in err and "by nothing" in err

@@ -92,5 +92,5 @@ def test_what_does_not_apply_is_refused(case: Case, tmp_path: Path) -> None:
         plants.decoy("no-final-newline", case.model_copy(update={"prompts": tuple(spoken)}), tmp_path / "new")
     with pytest.raises(FaultError, match="no decoy 'crlf'; expected one such as crlf-vocab"):
         plants.decoy("crlf", case, tmp_path / "new")
-    with pytest.raises(FaultError, match="variant 10; expected 0 to 9"):
-        plants.healthy(case, tmp_path / "new", variant=10)
+    with pytest.raises(FaultError, match="variant 12; expected 0 to 11"):
+        plants.healthy(case, tmp_path / "new", variant=12)

@@ -78,7 +78,7 @@ def test_every_fault_has_a_plant_and_every_decoy() -> None:
     assert list(PLANTS) == list(catalogue.FAULTS)
     assert list(DECOY_PLANTS) == list(catalogue.DECOYS)
     assert all(1 <= len(plant.variants) <= plants.VARIANTS for plant in PLANTS.values())
-    assert len(HEALTHY_FORMS) == 10
+    assert len(HEALTHY_FORMS) == 12
 
 
 @pytest.mark.parametrize("name", sorted(PLANTS))

@@ -78,7 +78,7 @@ def test_findings_show_verdict_in_words_and_sign() -> None:
 
 def test_provenance_names_case_digest_versions_and_facts(tmp_path) -> None:
     source = tables.provenance(load_case(write_case(tmp_path)), device="cpu", seeds=[0, 1])._repr_html_()
-    assert "toy (en)" in source
+    assert "toy (language not stated)" in source
     assert "9a129038d9a00aed" in source  # sha256 of b"weights"
     assert "python 3." in source
     assert ">0, 1</td>" in source

@@ -1,0 +1,147 @@
+"""Material that cannot settle a question: the answer is unknown and says what would settle it, never a cause."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from f5lab import audio, audio_faults, diagnosis, oracles, paths, plants, text_faults, weight_faults
+from f5lab.audio import Wave
+from f5lab.errors import AsrError, CaseError
+from f5lab.examinations import Exam, Suspicion
+from f5lab.specs import Case, Inference, Prompt, load_case, name_of
+
+HEALTHY = paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml"
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return load_case(HEALTHY)
+
+
+def only(found: list[Suspicion], name: str) -> Suspicion:
+    return next(item for item in found if item.id == name)
+
+
+def told(case: Case, **fields: Any) -> Case:
+    """Return the case with fields set as its file would set them; None leaves one out."""
+    given = {name: getattr(case, name) for name in case.model_fields_set} | fields
+    return Case.model_validate({name: value for name, value in given.items() if value is not None})
+
+
+# recordings
+
+
+@pytest.mark.parametrize("variant", [10, 11], ids=["8 kHz", "16 kHz"])
+def test_an_empty_upper_band_is_no_wrong_rate_and_no_wrong_vocoder(case: Case, tmp_path: Path, variant: int) -> None:
+    exam = Exam(load_case(plants.healthy(case, tmp_path / "new", variant=variant)), device="cpu", limit=4, asr="")
+    assert audio_faults.detect_rate_label(exam)[0].outcome != "cause"
+    (vocoder,) = audio_faults.detect_vocoder(exam)
+    assert vocoder.outcome == "unknown" and "Hz" in vocoder.needs
+
+
+def test_recordings_with_full_bands_judge_the_vocoder_first(case: Case, tmp_path: Path) -> None:
+    low = audio.save_flac(tmp_path / "low.flac", audio.resample(audio.load_wave(case.prompts[0].ref_audio), 8000))
+    first = case.prompts[0].model_copy(update={"ref_audio": low, "gen_audio": None})
+    exam = Exam(case.model_copy(update={"prompts": (first, *case.prompts[1:])}), device="cpu", asr="")
+    assert audio_faults.detect_vocoder(exam)[0].outcome == "refuted"
+
+
+def test_every_text_of_a_recording_is_compared_with_it(case: Case) -> None:
+    """A wrong text must not hide behind a later prompt that has the recording's right one."""
+    right = case.prompts[0]
+    wrong = right.model_copy(update={"id": "wrong", "ref_text": "Uma frase que ninguém falou aqui."})
+    exam = Exam(case.model_copy(update={"prompts": (wrong, right)}), device="cpu")
+    assert [item.text for item in exam.references] == [wrong.ref_text, right.ref_text]
+    found = audio_faults.detect_reference_text(exam)[0]
+    assert found.outcome == "cause" and found.n == 2
+
+
+def test_texts_without_letters_cannot_be_compared(case: Case) -> None:
+    silent = tuple(p.model_copy(update={"ref_text": "…!?"}) for p in case.prompts)
+    found = audio_faults.detect_reference_text(Exam(case.model_copy(update={"prompts": silent}), device="cpu"))[0]
+    assert found.outcome == "unknown" and "letters" in found.claim
+
+
+# the recogniser's language
+
+
+def test_a_recogniser_told_the_wrong_language_judges_nothing(case: Case) -> None:
+    """Told English, Whisper translates Portuguese: right texts would be named wrong."""
+    wrong = told(case, language="en")
+    with pytest.raises(AsrError, match="recordings are in 'pt'.*set language: pt"):
+        oracles.transcriber(wrong)
+    found = audio_faults.detect_reference_text(Exam(wrong, device="cpu"))[0]
+    assert found.outcome == "unknown" and "'pt'" in found.claim
+
+
+def test_a_language_that_nobody_states_is_heard(case: Case) -> None:
+    unstated = told(case, language=None)
+    assert oracles.transcriber(unstated).language == "pt" and "not stated" in unstated.language_text
+    assert audio_faults.detect_reference_text(Exam(unstated, device="cpu"))[0].outcome == "refuted"
+
+
+def test_one_short_clip_does_not_tell_the_language(case: Case) -> None:
+    clip = paths.data_dir() / "speech" / "ptbr" / "jm_kumo_phrase_0012.ogg"
+    prompt = Prompt(id="p", ref_audio=clip, ref_text="Comprou um livro.", gen_text="Contou uma história.")
+    with pytest.raises(AsrError, match="no language is stated"):
+        oracles.transcriber(told(case, language=None, prompts=(prompt,)))
+
+
+def test_near_silence_tells_no_language(case: Case, tmp_path: Path) -> None:
+    quiet = audio.save_flac(tmp_path / "quiet.flac", Wave(np.full(48000, 1e-4, np.float32), 24000))
+    prompts = (Prompt(id="p", ref_audio=quiet, ref_text="Nada.", gen_text="Nada."),)
+    silent = told(case, prompts=prompts)
+    assert oracles.spoken_language(silent, oracles.transcriber(silent)) == oracles.Language()
+
+
+# texts and their durations
+
+
+def test_a_byte_front_end_lacks_no_symbol(case: Case) -> None:
+    exam = Exam(case, device="cpu", asr="")
+    exam.truth = replace(exam.truth, recipe=exam.truth.recipe.but(front_end="byte"))  # type: ignore[misc]
+    found = text_faults.detect_unknown(exam) + text_faults.detect_vocab(exam)
+    assert {item.outcome for item in found} == {"refuted"} and len(found) == 1 + len(text_faults.VOCAB_FAULTS)
+
+
+@pytest.mark.parametrize("change", [{"fix_duration": 0.5}, {"speed": 3.0}, {"speed": 0.2}], ids=str)
+def test_a_chosen_duration_is_not_the_byte_rules_doing(case: Case, change: dict[str, float]) -> None:
+    odd = case.model_copy(update={"inference": case.inference.model_copy(update=change)})
+    exam = Exam(odd, device="cpu", limit=4, asr="")
+    assert only(text_faults.detect_length(exam), "duration-byte-ratio").outcome == "refuted"
+    rest = diagnosis.examine(exam, [text_faults.detect_length])
+    assert next(iter(change)) in only(rest, diagnosis.UNEXPLAINED).claim
+
+
+@pytest.mark.parametrize("field", ["cfg_strength", "sway_sampling_coef", "speed", "fix_duration"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_settings_are_finite_numbers(field: str, value: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="finite|greater"):
+        Inference(**{field: value})
+    text = HEALTHY.read_text(encoding="utf-8").replace("../../", f"{paths.data_dir()}/")
+    line = f"inference:\n  {field}: {str(value).replace('nan', '.nan').replace('inf', '.inf')}"
+    (tmp_path / "case.yaml").write_text(text.replace("inference:", line, 1), encoding="utf-8")
+    with pytest.raises(CaseError, match=field):
+        load_case(tmp_path / "case.yaml")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [(".hidden", "hidden"), ("my case", "my-case"), ("..", "case"), ("ação", "a-o")]
+)
+def test_a_folder_gives_a_name_that_a_case_may_have(folder: str, name: str) -> None:
+    assert name_of(Path("/somewhere") / folder) == name
+
+
+# a detector that fails
+
+
+def test_a_detector_that_fails_leaves_the_verdict_incomplete(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(exam: Exam) -> list[Suspicion]:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setitem(diagnosis.DETECTORS, breaks, ("mel-type",))
+    found = diagnosis.examine(Exam(case, device="cpu", limit=4, asr=""), [breaks, weight_faults.detect_prefix])
+    assert [item.id for item in diagnosis.Diagnosis(None, tuple(found), None).crashed] == ["mel-type"]  # type: ignore[arg-type]
