@@ -1,17 +1,19 @@
 """Calibration: faults planted into a healthy case, diagnosed, and counted; healthy variants and decoys beside them."""
 
+import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from f5lab import catalogue, diagnosis, plants
+from f5lab import catalogue, diagnosis, plants, provenance
 from f5lab.errors import FaultError, LabError
-from f5lab.specs import Case, load_case
+from f5lab.paths import write_text
+from f5lab.specs import Case, case_files, load_case
 
 HEALTHY = 12
 VARIANTS = 3
@@ -87,17 +89,33 @@ def run_trial(kind: str, planted: Sequence[str], variant: int, case: Case, folde
     return Trial(kind, tuple(planted), variant, tuple(c.id for c in found.causes), time.perf_counter() - start)
 
 
+def _state(case: Case, options: Mapping[str, object]) -> str:
+    files = [provenance.fingerprint(path).sha256 for _, path in case_files(case)]
+    told = [provenance.code_digest(), provenance.versions(), files, sorted((k, str(v)) for k, v in options.items())]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _kept(log: Path, state: str) -> dict[tuple[str, tuple[str, ...], int], Trial]:
+    """Return the trials of a log that were run in a state, and leave the log with these alone."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    whole = [line for line in lines if line.endswith("}")]  # the last one may have been cut off
+    rows = [row for line in whole if (row := json.loads(line)).pop("state", None) == state]
+    trials = [Trial(**{**row, "planted": tuple(row["planted"]), "named": tuple(row["named"])}) for row in rows]
+    write_text(log, "".join(json.dumps({**asdict(t), "state": state}) + "\n" for t in trials))
+    return {(t.kind, t.planted, t.variant): t for t in trials}
+
+
 def calibrate(
     trials: Iterable[tuple[str, tuple[str, ...], int]], case: Case, folder: Path, *, log: Path | None = None,
     watch: Callable[[Trial], None] = lambda trial: None, **options: object,
 ) -> list[Trial]:  # fmt: skip
-    """Run trials in order; with `log`, results are kept as JSON lines and those that are there are not run again."""
-    known = {}
-    if log is not None and log.is_file():
-        for line in log.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            trial = Trial(**{**row, "planted": tuple(row["planted"]), "named": tuple(row["named"])})
-            known[(trial.kind, trial.planted, trial.variant)] = trial
+    """Run trials in order; with `log`, results are kept as JSON lines and those that are there are not run again.
+
+    Each line has the state that it was measured in: f5lab's code, versions, the case's files and the options. Lines of another
+    state are dropped, for a count over two states is none.
+    """
+    state = _state(case, options) if log is not None else ""
+    known = _kept(log, state) if log is not None else {}
     done = []
     for kind, planted, variant in trials:
         trial = known.get((kind, planted, variant)) or run_trial(
@@ -105,7 +123,7 @@ def calibrate(
         )
         if log is not None and (kind, planted, variant) not in known:
             with log.open("a", encoding="utf-8") as f:
-                f.write(json.dumps(asdict(trial)) + "\n")
+                f.write(json.dumps({**asdict(trial), "state": state}) + "\n")
         done.append(trial)
         watch(trial)
     return done

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from f5lab import calibration, catalogue, plants
+from f5lab import calibration, catalogue, paths, plants
 from f5lab.calibration import NONE, Trial
 from f5lab.errors import FaultError
+from f5lab.specs import load_case
 
 
 def trial(kind: str, planted: tuple[str, ...], *named: str, error: str = "") -> Trial:
@@ -63,7 +64,14 @@ def test_a_stopped_calibration_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(plants, "plant", refuse)
     plan, log = [("fault", ("mel-type",), 0), ("fault", ("lr-dead",), 0)], tmp_path / "log.jsonl"
-    calibration.calibrate(plan[:1], None, tmp_path, log=log)
-    done = calibration.calibrate(plan, None, tmp_path, log=log)
+    case = load_case(paths.default_case())
+    calibration.calibrate(plan[:1], case, tmp_path, log=log)
+    log.write_text(log.read_text(encoding="utf-8") + '{"kind": "fau', encoding="utf-8")
+    done = calibration.calibrate(plan, case, tmp_path, log=log)
     assert asked == [["mel-type"], ["lr-dead"]]
     assert [t.error for t in done] == ["not planted: no"] * 2
+
+    monkeypatch.setattr(calibration.provenance, "code_digest", lambda: "other code")
+    calibration.calibrate(plan[:1], case, tmp_path, log=log)
+    assert asked[2:] == [["mel-type"]], "what other code found is not today's figure"
+    assert len(log.read_text(encoding="utf-8").splitlines()) == 1
