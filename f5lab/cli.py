@@ -90,7 +90,7 @@ def run(
             result = resuming.resume(resume, case, cell_timeout_s=cell_timeout, watch=progress.show)
         else:
             result = workbook.run(
-                case, only=[part for part in only.split(",") if part.strip()], out=out, settings=settings, device=device,
+                case, only=only.split(",") if only else [], out=out, settings=settings, device=device,
                 quick=quick, cell_timeout_s=cell_timeout, watch=progress.show,
             )  # fmt: skip
     if result.used:
@@ -98,6 +98,11 @@ def run(
     say_path(result.index)
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
+    if result.changed:
+        raise RunError(
+            "files were changed while the run read them: its findings rest on two states", offenders=result.changed,
+            next_step="run it again",
+        )  # fmt: skip
     if result.failed:
         raise RunError(
             f"{len(result.failed)} of {len(result.record['notebooks'])} notebooks failed",

@@ -107,6 +107,9 @@ def pick_device(device: str = "auto") -> str:
     if not available.get(device.split(":")[0], False):
         there = ", ".join(name for name, there in available.items() if there)
         raise ModelError(f"device {device!r} is not available", expected=f"auto or one of: {there}")
+    kind, _, number = device.partition(":")
+    if kind == "cuda" and number and not (number.isdigit() and int(number) < torch.cuda.device_count()):
+        raise ModelError(f"device {device!r} is not available", expected=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}")
     return device
 
 

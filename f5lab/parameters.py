@@ -106,7 +106,7 @@ def discover(folder: Path, only: Sequence[str] = ()) -> list[Notebook]:
     RunError
         There is none, two have one number, or one can not be read.
     UsageError
-        `only` names a notebook that does not exist.
+        `only` names a notebook that does not exist, or none at all.
     """
     found = [path for path in sorted(folder.glob("*.ipynb")) if _NAME.match(path.stem)]
     if not found:
@@ -115,6 +115,8 @@ def discover(folder: Path, only: Sequence[str] = ()) -> list[Notebook]:
     if repeated := {number for number in numbers if numbers.count(number) > 1}:
         raise RunError(f"two notebooks in {folder} have one number", offenders=repeated)
     wanted = [item.strip().removesuffix(".ipynb") for item in only if item.strip()]
+    if only and not wanted:
+        raise UsageError("no notebook is named", expected=f"among {', '.join(numbers)}")
     known = {key for path in found for key in (path.stem, path.stem[:2])}
     if unknown := {item for item in wanted if _padded(item) not in known}:
         raise UsageError("no such notebook", offenders=unknown, expected=f"among {', '.join(numbers)}")

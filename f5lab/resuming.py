@@ -54,6 +54,11 @@ def resume(
     runs.read_record(folder / runs.RECORD)
     if "settings" not in record or "code" not in record:
         raise RunError(f"{folder} was written by an f5lab that kept no account of it", next_step="start a new run")
+    if record.get("changed"):
+        raise RunError(
+            f"{folder} rests on two states: files were changed while it ran", offenders=record["changed"],
+            next_step="start a new run",
+        )  # fmt: skip
     case = load_case(case_path or _case_file(folder, record))
     chosen, values = _as_chosen(folder, record, case.path, notebooks_dir or paths.notebooks_dir())
     with run_folders.hold(folder, WAIT_S) as held:

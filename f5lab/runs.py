@@ -93,6 +93,7 @@ class _NotebookEntry(_Part):
     error: str = ""
     parameters: dict[str, _Parameter] = {}
     usage: _Usage | None = None
+    outputs: dict[str, str] = {}
 
 
 class _Record(_Part):
@@ -259,9 +260,26 @@ def open_run(folder: str | Path) -> StoredRun:
         verdict = verdicts.load(folder / verdicts.FILE) if (folder / verdicts.FILE).is_file() else None
     except (LabError, UnicodeDecodeError, OSError) as error:
         raise RunError(f"run {record['run']}, written by f5lab {writer}, is damaged ({error})") from error
-    if said := _contradictions(record, known, verdict):
+    said = _edited(folder, record, known) if (folder / "findings").is_dir() else []
+    if said := [*said, *_contradictions(record, known, verdict)]:
         raise RunError(f"run {record['run']} in {folder}, written by f5lab {writer}, is damaged", offenders=said)
     return StoredRun(folder, record, known, verdict)
+
+
+def _edited(folder: Path, record: Mapping[str, Any], known: list[Finding]) -> list[str]:
+    """Return which findings are no longer those that the notebooks recorded."""
+    said = []
+    for entry in record["notebooks"]:
+        for name, digest in entry.get("outputs", {}).items():
+            if name.startswith("findings/") or name == verdicts.FILE:
+                file = folder / "findings" / Path(name).name if name != verdicts.FILE else folder / name
+                if not file.is_file():
+                    said.append(f"{name} is gone")
+                elif paths.sha256_file(file) != digest:
+                    said.append(f"{name} was changed after notebook {entry['number']} wrote it")
+    if not said and known != findings.load_run(folder):
+        said.append("findings.jsonl holds other findings than the notebooks recorded")
+    return said
 
 
 def _contradictions(record: Mapping[str, Any], known: list[Finding], verdict: Verdict | None) -> list[str]:
@@ -280,7 +298,7 @@ def _contradictions(record: Mapping[str, Any], known: list[Finding], verdict: Ve
         if (verdict.case, verdict.run) != (record["case"]["name"], record["run"]):
             said.append(f"verdict.json is of case {verdict.case}, run {verdict.run}")
         effects = [cause.effect for cause in verdict.causes if cause.effect is not None]
-        if not all(map(math.isfinite, (number for e in effects for number in (e.before, e.after, *e.interval)))):
+        if not all(map(math.isfinite, (number for e in effects for number in (e.before, e.after, *(e.interval or ()))))):
             said.append("verdict.json has an effect that is no number")
     return said
 

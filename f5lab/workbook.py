@@ -22,7 +22,7 @@ from f5lab import (
     usage,
     verdicts,
 )  # fmt: skip
-from f5lab.errors import RunError, UsageError
+from f5lab.errors import LabError, RunError, UsageError
 from f5lab.parameters import Notebook, chosen_values, discover
 from f5lab.runs import FORMAT
 from f5lab.specs import Arch, Case, case_files, load_case
@@ -90,6 +90,11 @@ class Run:
     def failed(self) -> list[str]:
         """Names of the notebooks that failed or never ran."""
         return [entry["name"] for entry in self.record["notebooks"] if entry["status"] != OK]
+
+    @property
+    def changed(self) -> list[str]:
+        """What the run rests on and was changed while it ran."""
+        return list(self.record.get("changed", []))
 
     @property
     def interrupted(self) -> bool:
@@ -396,10 +401,26 @@ def _save(result: Run) -> None:
     paths.write_text(result.folder / run_folders.RECORD, inert.json_text(result.record) + "\n")
 
 
+def _changed(result: Run) -> list[str]:
+    """Return what of all that the run rests on is no longer what it was when the run began."""
+    record = result.record
+    code = ["f5lab's code"] if record["code"] != provenance.code_digest() else []
+    if result.case is None:
+        return code
+    try:
+        now = {file["label"]: file["sha256"] for file in _files(load_case(result.case))}
+    except (LabError, OSError):
+        return [*code, "the case file, or a file that it names"]
+    before = {file["label"]: file["sha256"] for file in record["files"]}
+    return code + [name for name in {**before, **now} if before.get(name) != now.get(name)]
+
+
 def _close(result: Run) -> None:
     record = result.record
     ended = _now()
-    record["status"] = FAILED if result.failed else OK
+    if changed := _changed(result):
+        record["changed"] = changed
+    record["status"] = FAILED if result.failed or changed else OK
     record["ended"] = ended.isoformat(timespec="seconds")
     spent = (ended - datetime.fromisoformat(record["started"])).total_seconds()
     if record.get("resumed"):  # what lies between was no work

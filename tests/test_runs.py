@@ -8,7 +8,7 @@ import pytest
 from test_reports import Reader, assert_harmless
 from toy_runs import HOME, clip, entry, finding, verdict, write_run
 
-from f5lab import cli, comparisons, privacy, run_index, runs
+from f5lab import cli, comparisons, paths, privacy, run_index, runs
 from f5lab.errors import RunError
 
 
@@ -301,6 +301,37 @@ def test_runs_that_contradict_themselves_are_damaged(change: Any, says: str, tmp
     change(run)
     with pytest.raises(RunError, match=says):
         runs.open_run(run)
+
+
+def test_findings_that_were_edited_after_the_run_are_damaged(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    part = run / "findings" / "05.jsonl"
+    part.parent.mkdir(exist_ok=True)
+    part.write_bytes((run / "findings.jsonl").read_bytes())
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    outputs = {"findings/05.jsonl": paths.sha256_file(part), "verdict.json": paths.sha256_file(run / "verdict.json")}
+    next(e for e in record["notebooks"] if e["number"] == "05")["outputs"] = outputs
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    runs.open_run(run)
+    _edit(run / "findings.jsonl", "[0.1, 0.3]", "[0.0, 0.3]")
+    with pytest.raises(RunError, match="holds other findings than the notebooks recorded"):
+        runs.open_run(run)
+    _edit(part, "[0.1, 0.3]", "[0.0, 0.3]")
+    with pytest.raises(RunError, match="findings/05.jsonl was changed after notebook 05 wrote it"):
+        runs.open_run(run)
+    part.unlink()
+    with pytest.raises(RunError, match="findings/05.jsonl is gone"):
+        runs.open_run(run)
+
+
+def test_an_effect_without_an_interval_is_read(tmp_path: Path) -> None:
+    """One clip has no interval: null, not a number that is not there."""
+    run = write_run(tmp_path / "a")
+    found = json.loads((run / "verdict.json").read_text(encoding="utf-8"))
+    for cause in found["causes"]:
+        cause["effect"] = {"metric": "CER", "before": 0.5, "after": 0.1, "interval": None, "n": 1}
+    (run / "verdict.json").write_text(json.dumps(found), encoding="utf-8")
+    assert found["causes"] and runs.open_run(run).verdict.causes[0].effect.interval is None
 
 
 def _append(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from toy_workbook import AUDIO, FIGURE, PARAMETERS, notebook, write_case, write_workbook
 
-from f5lab import kernels, parameters, workbook
+from f5lab import kernels, parameters, paths, resuming, workbook
 from f5lab.errors import CaseError, RunError, UsageError
 
 DYING = "import os, sys\nprint('out of cheese', file=sys.__stderr__, flush=True)\nos._exit(9)"
@@ -242,3 +242,25 @@ def test_empty_and_unreadable_findings_count_as_none(tmp_path: Path) -> None:
     assert count == 0
     assert "01.jsonl:1 is not a finding" in complaint
     assert workbook.findings.load_run(tmp_path) == []
+
+
+def test_files_that_change_while_a_run_reads_them_are_named(tmp_path: Path) -> None:
+    case = write_case(tmp_path)
+    change = f"from pathlib import Path\nPath({str(case.parent / 'vocab.txt')!r}).write_bytes(b' \\nz\\n')"
+    folder = write_workbook(tmp_path, {"00_fine": notebook("00", "1 + 1"), "01_changes": notebook("01", change)})
+    whole = workbook.run(case, only=["00"], out=tmp_path / "runs", notebooks_dir=folder)
+    assert whole.record["status"] == "ok" and whole.changed == []
+    torn = workbook.run(case, out=tmp_path / "runs", notebooks_dir=folder)
+    assert torn.record["status"] == "failed" and torn.failed == [] and torn.changed == ["vocab"]
+    page = torn.index.read_text(encoding="utf-8")
+    assert "rests on two states" in page
+    with pytest.raises(RunError, match="rests on two states.*vocab"):
+        resuming.resume(torn.folder, case, notebooks_dir=folder)
+    case.unlink()
+    assert workbook._changed(whole) == ["the case file, or a file that it names"]
+
+
+@pytest.mark.parametrize("only", [[""], [" "], ["", ""]])
+def test_naming_no_notebook_is_not_naming_all(only: list[str]) -> None:
+    with pytest.raises(UsageError, match="no notebook is named"):
+        parameters.discover(paths.notebooks_dir(), only)
