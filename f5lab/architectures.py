@@ -5,6 +5,7 @@ with the other without an error. `hidden_options` lists them all.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,32 @@ class PresetMatch:
     tie: dict[str, dict[str, Any]]
     nearest: str
     differences: dict[str, tuple[Any, Any]]
+
+
+def irregular_blocks(stored: "Mapping[str, Tensor | StoredTensor]") -> list[str]:
+    """Return in words how blocks of one kind differ from most of them in names or shapes: a file that was cut, or edited.
+
+    ``transformer_blocks.0`` to ``.n`` hold the same tensors, as do ``text_blocks``; UNetT's skip projections stand apart.
+    """
+    kinds: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
+    for name, tensor in stored.items():
+        if match := re.fullmatch(r"(.*\b(?:transformer_blocks|text_blocks))\.(\d+)\.(.+)", name):
+            kinds.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3]] = tuple(tensor.shape)
+    said = []
+    for kind, blocks in kinds.items():
+        usual = {inner: _commonest([b.get(inner) for b in blocks.values()]) for b in blocks.values() for inner in b}
+        for number, block in sorted(blocks.items()):
+            for inner, shape in usual.items():
+                if block.get(inner) != shape:
+                    have = "x".join(map(str, block[inner])) if inner in block else "no such tensor"
+                    want = "x".join(map(str, shape)) if shape is not None else "no such tensor"
+                    said.append(f"{kind}.{number}.{inner}: {have}; most blocks have {want}")
+        said += [f"{kind}.{n}: there is no such block" for n in range(max(blocks)) if n not in blocks]
+    return said
+
+
+def _commonest(shapes: "list[tuple[int, ...] | None]") -> "tuple[int, ...] | None":
+    return Counter(shapes).most_common(1)[0][0]
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,9 @@ def audio_facts(path: str | Path) -> AudioFacts:
     if wave.seconds > 12:
         warnings.append(f"{wave.seconds:.1f} s: preprocess_ref_audio_text cuts at about 12 s but keeps the whole text")
     if info.channels > 1:
-        warnings.append(f"{info.channels} channels: averaged to one")
+        loudest = float(np.sqrt(np.square(sf.read(path, dtype="float32", always_2d=True)[0]).mean(axis=0)).max())
+        cancelled = "; they cancel each other, and the average is silent" if wave.rms < SILENCE_RMS <= loudest else ""
+        warnings.append(f"{info.channels} channels: averaged to one{cancelled}")
     if info.samplerate < 24000:
         warnings.append(f"{info.samplerate} Hz: nothing above {info.samplerate // 2} Hz for a 24 kHz model")
     elif band is not None and band < 7000:

@@ -178,12 +178,19 @@ def vocab(
 
 @app.command()
 def cycle(
-    waves: Annotated[list[Path], typer.Argument(metavar="WAV...")], device: Device = "auto", json_file: JsonFile = None
+    waves: Annotated[list[Path], typer.Argument(metavar="WAV...")],
+    vocoder: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of a Vocos; default: the specimen's.")] = None,
+    device: Device = "auto",
+    json_file: JsonFile = None,
 ) -> None:
     """Send recordings through mel and vocoder and back, and measure what is lost."""
     from f5lab import cycles
+    from f5lab.specs import Vocoder
 
-    deliver(cycles.report(waves, device=device), json_file)
+    found = cycles.report(waves, None if vocoder is None else Vocoder(path=vocoder), device)
+    deliver(found, json_file)
+    if failed := [row["problem"] for row in found["recordings"] if "problem" in row]:
+        raise RunError(f"{len(failed)} of {len(waves)} recordings not measured", offenders=failed)
 
 
 CasePath = Annotated[

@@ -1,6 +1,6 @@
 """What is in a checkpoint, without reading its tensors and without torch: what ``f5lab inspect`` shows at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from f5lab.tables import visible
 
 NOT_EXECUTED = "read as data, not executed; that says nothing about what the weights do"
 _NAME_CHARACTERS = 200
+MOST_IRREGULAR = 5
 
 
 def report(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def describe(checkpoint: Checkpoint, hashes: Sequence[str | None], *, verify: bo
         "tensors": len(stored),
         "parameters": sum(tensor.count for tensor in stored.values()),
         "dtypes": sorted({tensor.dtype for tensor in stored.values()}),
-        "notes": list(checkpoint.notes),
+        "notes": [*checkpoint.notes, *_irregular(stored)],
         "provenance": origins.provenance(checkpoint),
         "sections": [asdict(section) for section in checkpoint.sections],
         "architecture": arch.options() | {"vocab_size": arch.vocab_size, "mel_dim": arch.mel_dim},
@@ -62,6 +63,12 @@ def describe(checkpoint: Checkpoint, hashes: Sequence[str | None], *, verify: bo
         "storage": storage_facts(checkpoint),
         "tensor_list": list(tensor_rows(checkpoint)),
     }
+
+
+def _irregular(stored: Mapping[str, StoredTensor]) -> list[str]:
+    found = architectures.irregular_blocks(stored)
+    more = [f"… and {len(found) - MOST_IRREGULAR} more tensors that differ from those of the other blocks"]
+    return [visible(text, _NAME_CHARACTERS) for text in found[:MOST_IRREGULAR]] + (more if len(found) > MOST_IRREGULAR else [])
 
 
 def file_facts(checkpoint: Checkpoint, hashes: Sequence[str | None], *, verify: bool = True) -> dict[str, Any]:

@@ -2,18 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from f5lab import metrics, models
-from f5lab.audio import Wave, audio_facts, load_wave, resample
+from f5lab.audio import SILENCE_RMS, Wave, audio_facts, load_wave, resample
 from f5lab.errors import AudioError
 from f5lab.metrics import Score
 from f5lab.paths import data_dir, existing_file
 from f5lab.specs import MelType, Vocoder
 
 GRIFFIN_LIM_ITERATIONS = 60
+LEAST_S = 0.1
+"""Below this the mel has fewer frames than the measures have windows."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,11 @@ def run_cycle(wave: Wave, mel_spec_type: MelType, vocoder: torch.nn.Module | Non
     ------
     ModelError
         The wave is not at 24 kHz.
+    AudioError
+        It is shorter than the mel and the vocoder need.
     """
+    if wave.seconds < LEAST_S:
+        raise AudioError(f"a recording of {wave.seconds:.3f} s", expected=f"at least {LEAST_S} s of speech")
     mel = models.mel_spectrogram(wave, mel_spec_type)
     made = griffin_lim(mel, mel_spec_type) if vocoder is None else models.decode_mel(vocoder, mel)
     n = min(len(made.samples), len(wave.samples))
@@ -107,37 +114,42 @@ def run_cycle(wave: Wave, mel_spec_type: MelType, vocoder: torch.nn.Module | Non
     )  # fmt: skip
 
 
-def report(recordings: list[Path], vocoder: Vocoder | None = None, device: str = "auto") -> dict[str, object]:
+def report(recordings: list[Path], vocoder: Vocoder | None = None, device: str = "auto") -> dict[str, Any]:
     """Return file facts and cycle measures of recordings as a JSON-able dict: the body of ``f5lab cycle``.
 
-    Without `vocoder` the specimen's small one is used.
-
-    Raises
-    ------
-    AudioError
-        A recording is missing, unreadable or silent.
+    Without `vocoder` the specimen's small one is used. A recording that cannot be measured has a ``problem`` in its row.
     """
     device = models.pick_device(device)
     loaded = models.load_vocoder(vocoder or Vocoder(path=data_dir() / "specimen" / "vocos"), device)
     rows = []
     for path in recordings:
-        existing_file(path, AudioError, "recording")
-        facts, wave = audio_facts(path), resample(load_wave(path), models.RATE_HZ)
-        if wave.rms < 1e-4:
-            raise AudioError(f"{path} is silent", next_step="use a recording of speech")
-        cycles = [run_cycle(wave, "vocos", loaded), run_cycle(wave, "vocos"), run_cycle(wave, "bigvgan")]
-        rows.append({
-            "file": path.name, "rate_hz": facts.rate_hz, "channels": facts.channels, "seconds": facts.seconds, "rms": facts.rms,
-            "peak": facts.peak, "band_limit_hz": facts.band_limit_hz, "warnings": list(facts.warnings),
-            "cycles": [
-                {
-                    "method": c.method, "mel": c.mel_spec_type, "log_spectral_distance_db": c.log_spectral_distance.value,
-                    "mcd_db": c.mcd.value, "mel_l1_nat": c.mel_l1.value,
-                }
-                for c in cycles
-            ],
-        })  # fmt: skip
+        try:
+            rows.append(_measured(path, loaded))
+        except AudioError as error:
+            rows.append({"file": path.name, "problem": str(error)})
+    own = "the specimen's, trained on two voices: it stands for no other; --vocoder takes yours"
     return {
+        "vocoder": own if vocoder is None or vocoder.path is None else vocoder.path.name,
         "recordings": rows,
         "limit": "a good cycle says nothing about the checkpoint: no learned weight of the TTS model is touched",
     }
+
+
+def _measured(path: Path, vocoder: torch.nn.Module) -> dict[str, Any]:
+    existing_file(path, AudioError, "recording")
+    facts, wave = audio_facts(path), resample(load_wave(path), models.RATE_HZ)
+    if wave.rms < SILENCE_RMS:
+        cancel = [text for text in facts.warnings if "cancel" in text]
+        raise AudioError(f"{path} is silent{': ' if cancel else ''}{''.join(cancel)}", next_step="use a recording of speech")
+    cycles = [run_cycle(wave, "vocos", vocoder), run_cycle(wave, "vocos"), run_cycle(wave, "bigvgan")]
+    return {
+        "file": path.name, "rate_hz": facts.rate_hz, "channels": facts.channels, "seconds": facts.seconds, "rms": facts.rms,
+        "peak": facts.peak, "band_limit_hz": facts.band_limit_hz, "warnings": list(facts.warnings),
+        "cycles": [
+            {
+                "method": c.method, "mel": c.mel_spec_type, "log_spectral_distance_db": c.log_spectral_distance.value,
+                "mcd_db": c.mcd.value, "mel_l1_nat": c.mel_l1.value,
+            }
+            for c in cycles
+        ],
+    }  # fmt: skip

@@ -12,6 +12,8 @@ def provenance(checkpoint: Checkpoint) -> list[dict[str, str]]:
     update, step = checkpoint.update, checkpoint.ema_step
     if update is not None:
         rows.append({"fact": "update", "value": str(update), "means": "optimizer updates of this training"})
+    elif "update" in checkpoint.file.root:
+        rows.append({"fact": "update", "value": "no number", "means": "written by other code than the trainer's, or damaged"})
     elif checkpoint.legacy_step is None:
         rows.append({"fact": "update", "value": "absent", "means": "not resumable: a base, a pruned or converted file"})
     if checkpoint.legacy_step is not None:
@@ -28,6 +30,8 @@ def provenance(checkpoint: Checkpoint) -> list[dict[str, str]]:
     schedule = schedules.read_schedule(checkpoint.scheduler)
     if schedule:
         rows += _schedule_says(schedule)
+    elif checkpoint.scheduler:
+        rows.append({"fact": "schedule", "value": "not read", "means": "not the trainer's warm-up and decay in finite numbers"})
     return rows
 
 

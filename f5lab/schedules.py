@@ -4,6 +4,7 @@ Upstream's trainer runs ``SequentialLR([LinearLR warm-up, LinearLR decay])`` (``
 everything about it is in the saved state, so the rate of every past and coming update is known exactly.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ class Schedule:
 
 
 def read_schedule(state: Mapping[str, Any] | None) -> Schedule | None:
-    """Return the schedule of a ``scheduler_state_dict``; None when there is none or it is of another kind."""
+    """Return the schedule of a ``scheduler_state_dict``; None when there is none, it is of another kind or holds no numbers."""
     if not state:
         return None
     parts = state.get("_schedulers")
@@ -83,6 +84,15 @@ def read_schedule(state: Mapping[str, Any] | None) -> Schedule | None:
     up, down = parts
     if not all("total_iters" in part and part.get("base_lrs") for part in parts) or not state.get("_last_lr"):
         return None
+    try:
+        found = _schedule(state, up, down)
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
+        return None
+    numbers = (found.peak, found.start_factor, found.end_factor, found.last_lr)
+    return found if all(map(math.isfinite, numbers)) and found.peak > 0 else None
+
+
+def _schedule(state: Mapping[str, Any], up: Mapping[str, Any], down: Mapping[str, Any]) -> Schedule:
     milestones = state.get("_milestones") or [up["total_iters"]]
     return Schedule(
         peak=float(up["base_lrs"][0]),

@@ -22,7 +22,7 @@ NUMBERS = ("nfe_step", "cfg_strength", "sway_sampling_coef", "speed", "fix_durat
 
 
 class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Settings(_Spec):
@@ -129,7 +129,7 @@ def load_sweep(path: str | Path) -> Sweep:
     path = existing_file(Path(path).expanduser().resolve(), CaseError, "sweep file")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, impossible dates
         raise CaseError(f"sweep file {path} is not YAML in UTF-8 ({' '.join(str(error).split())})") from error
     if not isinstance(data, dict):
         raise CaseError(f"sweep file {path} holds {type(data).__name__}", expected="a mapping with cases:")

@@ -12,8 +12,9 @@ from benign import BUILDERS
 from toy_checkpoints import ema_state, save_trainer, scheduler, state
 
 from f5lab import __main__ as entry
-from f5lab import anatomy, contents, second_opinion
+from f5lab import anatomy, architectures, contents, models, presets, second_opinion
 from f5lab.errors import CheckpointError
+from f5lab.specs import Arch
 
 
 @pytest.fixture
@@ -128,3 +129,46 @@ def test_inspect_imports_no_torch_and_is_quick(path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         contents.report(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("update", [float("nan"), "100", None, [100]], ids=repr)
+def test_an_update_that_is_no_number_is_not_called_absent(update: object, tmp_path: Path) -> None:
+    file = save_trainer(tmp_path / "model_last.pt", state(0), ema_state(state(1)), update=update)
+    rows = {row["fact"]: row["value"] for row in contents.report(file)["provenance"]}
+    assert rows["update"] == "no number"
+
+
+@pytest.mark.parametrize("changes", [{"_last_lr": [float("nan")]}, {"_last_lr": ["fast"]}, {"_schedulers": [1, 2]}], ids=str)
+def test_a_schedule_without_numbers_is_said_to_be_none(changes: dict, tmp_path: Path) -> None:
+    file = save_trainer(
+        tmp_path / "model_100.pt", state(0), ema_state(state(1)), update=100, scheduler_state_dict=scheduler(100) | changes
+    )
+    rows = {row["fact"]: row["value"] for row in contents.report(file)["provenance"]}
+    assert rows["schedule"] == "not read" and "learning rate" not in rows
+
+
+def test_blocks_that_differ_from_the_others_are_noted(path: Path, tmp_path: Path) -> None:
+    assert contents.report(path)["notes"] == []
+    weights = {
+        f"{kind}.{n}.{inner}": torch.zeros(4, 2)
+        for kind in ("transformer.transformer_blocks", "transformer.text_embed.text_blocks")
+        for n in range(5) for inner in ("a.weight", "b.weight")
+    }  # fmt: skip
+    assert architectures.irregular_blocks(weights) == []
+    del weights["transformer.transformer_blocks.3.a.weight"]
+    weights["transformer.text_embed.text_blocks.1.b.weight"] = torch.zeros(2, 2)
+    weights = {name: t for name, t in weights.items() if ".text_blocks.2." not in name}
+    assert architectures.irregular_blocks(weights) == [
+        "transformer.transformer_blocks.3.a.weight: no such tensor; most blocks have 4x2",
+        "transformer.text_embed.text_blocks.1.b.weight: 2x2; most blocks have 4x2",
+        "transformer.text_embed.text_blocks.2: there is no such block",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(presets.PRESETS))
+def test_no_published_architecture_has_odd_blocks(name: str, tmp_path: Path) -> None:
+    backbone, options = Arch(preset=name).resolve()
+    (tmp_path / "vocab.txt").write_text(" \na\nb\n")
+    small = options | {"dim": 128, "heads": 2, "depth": 4} | ({"text_dim": 32} if "text_dim" in options else {})
+    cfm = models.build_cfm(backbone, small, tmp_path / "vocab.txt", empty=True)
+    assert architectures.irregular_blocks(cfm.state_dict()) == []

@@ -84,6 +84,8 @@ def test_settings_are_laid_over_the_recipe_that_is_named(tmp_path: Path) -> None
         ({"grid": {"nfe_step": [[8]]}}, "nfe_step: [8] is not a number"),
         ({"grid": {"nfe_step": [True]}}, "nfe_step: True is not a number"),
         ({"grid": {"cfg_strength": [float("inf")]}}, "cfg_strength: inf is not a number"),
+        ({"recipes": {"odd": {"sway_sampling_coef": float("nan")}}}, "finite number"),
+        ({"recipes": {"odd": {"speed": float("inf")}}}, "finite number"),
         ({"prompts": ["p99"]}, "prompts that no case has: p99"),
         ({"cases": ["gone.yaml"]}, "gone.yaml"),
     ],
@@ -201,6 +203,12 @@ def test_a_plot_shows_the_means_of_the_rows(tmp_path: Path) -> None:
         sweeps.plot(frame, x="steps")
     with pytest.raises(RunError, match="duration_ratio was not measured"):
         sweeps.plot(frame, y="duration_ratio")
+
+
+def test_an_impossible_date_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("cases: [case.yaml]\nwhen: 2026-13-45\n")
+    with pytest.raises(CaseError, match="not YAML"):
+        sweep_specs.load_sweep(tmp_path / "sweep.yaml")
 
 
 def test_what_is_no_sweep_is_refused(tmp_path: Path) -> None:
