@@ -15,14 +15,14 @@ from f5lab.findings import FindingsLog
 from f5lab.probes import Hypothesis
 from f5lab.settings_search import GAIN
 from f5lab.specs import Case
-from f5lab.verdicts import Cause, Fix, Refuted, Unknown, Verdict
+from f5lab.verdicts import UNHEARD, Cause, Fix, Refuted, Unknown, Verdict
 
 logger = logging.getLogger(__name__)
 
 NUMBER = "06"
 QUESTION = "Which entry of the fault catalogue explains why inference differs from the trainer's samples?"
-UNEXPLAINED, HEARD, UNHEARD = "unexplained-difference", "heard-difference", "listening"
-"""Not of the catalogue: what stays unexplained, stands under ``unknown``; with one of the first two a case is not healthy."""
+UNEXPLAINED, HEARD = "unexplained-difference", "heard-difference"
+"""Not of the catalogue: what stays unexplained, stands under ``unknown``; with either a case is not healthy."""
 CRASHED = "a report of this failure"
 """What an entry needs whose detector failed by no fault of the case."""
 Detector = Callable[[Exam], list[Suspicion]]

@@ -179,6 +179,19 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _without_retries_told() -> Iterator[None]:
+    """Swallow the hub's account of its attempts: the error at the end says what failed."""
+    from huggingface_hub.utils import logging as hub
+
+    level = hub.get_verbosity()
+    hub.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub.set_verbosity(level)
+
+
 def constructor_defaults(backbone: Backbone) -> dict[str, Any]:
     """Return the options that a backbone's constructor assumes when they are left out."""
     parameters = inspect.signature(getattr(upstream(), backbone).__init__).parameters.values()
@@ -291,6 +304,10 @@ def load_weights(
     return model.eval()
 
 
+GIVE_VOCODER = "give vocoder.path a folder that holds it"
+_not_downloaded: dict[str, str] = {}
+
+
 def load_vocoder(vocoder: Vocoder, device: str = "cpu") -> torch.nn.Module:
     """Load a vocoder by upstream's ``load_vocoder``: a local folder with config.yaml and pytorch_model.bin, or its download.
 
@@ -303,16 +320,18 @@ def load_vocoder(vocoder: Vocoder, device: str = "cpu") -> torch.nn.Module:
     """
     if vocoder.path is not None and vocoder.name == "vocos":
         check_vocoder_folder(vocoder.path)
+    if vocoder.path is None and vocoder.name in _not_downloaded:  # each attempt takes half a minute offline
+        raise ModelError(_not_downloaded[vocoder.name], next_step=GIVE_VOCODER)
     try:
-        with quiet():
+        with quiet(), _without_retries_told():
             return upstream().load_vocoder(vocoder.name, vocoder.path is not None, str(vocoder.path or ""), device)
     except (OSError, RuntimeError, ImportError, UnboundLocalError) as error:
         if remedies.is_machine(error) and vocoder.path is not None:
             raise
-        raise ModelError(
-            f"vocoder {vocoder.name} ({vocoder.path or 'download'}) could not be loaded ({str(error).splitlines()[0][:200]})",
-            next_step="give vocoder.path a folder that holds it",
-        ) from error
+        says = f"vocoder {vocoder.name} ({vocoder.path or 'download'}) could not be loaded ({str(error).splitlines()[0][:200]})"
+        if vocoder.path is None:
+            _not_downloaded[vocoder.name] = says
+        raise ModelError(says, next_step=GIVE_VOCODER) from error
 
 
 def decode_mel(vocoder: torch.nn.Module, mel: np.ndarray, name: MelType = "vocos") -> Wave:

@@ -304,7 +304,7 @@ class Scored:
             return {"hypothesis": self.name, "loss": self.loss, "worse by %": None, "95 %": None, "says": self.problem}
         low, high = (100 * value for value in self.worse.interval)
         return {
-            "hypothesis": self.name, "loss": self.loss, "worse by %": 100 * self.worse.mean, "95 %": f"{low:+.1f} to {high:+.1f}",
+            "hypothesis": self.name, "loss": self.loss, "worse by %": 100 * self.worse.mean, "95 %": f"{low:+.2g} to {high:+.2g}",
             "says": "worse" if low > 0 else "better" if high < 0 else "no difference shown",
         }  # fmt: skip
 

@@ -27,6 +27,8 @@ class Estimate:
     n: int
 
     def __str__(self) -> str:
+        if not np.isfinite(self.interval).all():
+            return f"{self.mean:.3f}, no interval from one, n={self.n}"
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}], n={self.n}"
 
     @property

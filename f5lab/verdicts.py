@@ -11,6 +11,8 @@ from f5lab.inert import escape_json, markdown_code, markdown_text, prose
 from f5lab.paths import existing_file, write_text
 
 FILE = "verdict.json"
+UNHEARD = "listening"
+"""Stands under ``unknown`` where clips could not be spoken or heard."""
 Sentence = Annotated[str, BeforeValidator(lambda text: prose(text) if isinstance(text, str) else text)]
 """Text that may quote a file: one line in which everything can be seen."""
 
@@ -98,16 +100,17 @@ class Verdict(_Part):
 
     @property
     def headline(self) -> str:
-        """The verdict in one sentence."""
+        """The verdict in one sentence, and a second one where nothing of it was heard."""
+        unheard = " Nothing was listened to." if any(item.id == UNHEARD for item in self.unknown) else ""
         if not self.causes:
-            return "No cause was found." + (" Some suspects could not be judged." if self.unknown else "")
+            return "No cause was found." + (" Some suspects could not be judged." if self.unknown else "") + unheard
         names = [f"{catalogue.title_of(cause.id)} ({cause.confidence:.0%})" for cause in self.causes if not cause.slight]
         slight = [catalogue.title_of(cause.id) for cause in self.causes if cause.slight]
         parts = ["Cause: " + ", then ".join(names) + "."] if names else []
         parts += (
             ["Set otherwise than in training, with hardly an effect here: " + "; ".join(slight) + "."] if slight else []
         )
-        return " ".join(parts)
+        return " ".join(parts) + unheard
 
 
 def to_json(verdict: Verdict) -> str:

@@ -2,16 +2,29 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from f5lab import audio, audio_faults, diagnosis, oracles, paths, plants, text_faults, weight_faults
+from f5lab import (
+    audio,
+    audio_faults,
+    diagnosis,
+    models,
+    oracles,
+    paths,
+    plants,
+    statistics,
+    text_faults,
+    weight_faults,
+)
 from f5lab.audio import Wave
-from f5lab.errors import AsrError, CaseError
+from f5lab.errors import AsrError, CaseError, ModelError
 from f5lab.examinations import Exam, Suspicion
-from f5lab.specs import Case, Inference, Prompt, load_case, name_of
+from f5lab.specs import Case, Inference, Prompt, Vocoder, load_case, name_of
+from f5lab.verdicts import UNHEARD, Unknown, Verdict
 
 HEALTHY = paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml"
 
@@ -145,3 +158,27 @@ def test_a_detector_that_fails_leaves_the_verdict_incomplete(case: Case, monkeyp
     monkeypatch.setitem(diagnosis.DETECTORS, breaks, ("mel-type",))
     found = diagnosis.examine(Exam(case, device="cpu", limit=4, asr=""), [breaks, weight_faults.detect_prefix])
     assert [item.id for item in diagnosis.Diagnosis(None, tuple(found), None).crashed] == ["mel-type"]  # type: ignore[arg-type]
+
+
+def test_a_download_that_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def offline(*given: object) -> None:
+        tried.append(given)
+        raise OSError("no route\nto the hub")
+
+    monkeypatch.setattr(models, "upstream", lambda: SimpleNamespace(load_vocoder=offline))
+    monkeypatch.setattr(models, "_not_downloaded", {})
+    for _ in range(2):
+        with pytest.raises(ModelError, match="download.*no route.*vocoder.path"):
+            models.load_vocoder(Vocoder())
+    assert len(tried) == 1
+
+
+def test_a_verdict_by_no_ear_says_so() -> None:
+    silent = Verdict(case="c", run="r", healthy=True, causes=[], refuted=[], unknown=[Unknown(id=UNHEARD, needs="a vocoder")])
+    assert silent.headline.endswith("Nothing was listened to.")
+
+
+def test_one_prompt_has_no_interval() -> None:
+    assert str(statistics.bootstrap_mean([0.5])) == "0.500, no interval from one, n=1"
