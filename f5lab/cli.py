@@ -158,7 +158,7 @@ def diff(
     b: Annotated[Path | None, typer.Argument(metavar="B", show_default=False)] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Compare two checkpoints, or the raw and EMA weights of one."""
+    """Compare A's raw and EMA weights, both seen from the base B where it is given; or A with B where A holds one set."""
     from f5lab import ema
 
     deliver(ema.report(a, b), json_file)

@@ -11,17 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
+from typing import Literal
 
 import numpy as np
 
-from f5lab import batches, caches, factors, oracles
-from f5lab.audio import Wave
+from f5lab import batches, caches, factors, metrics, oracles
+from f5lab.audio import Wave, load_wave
 from f5lab.batches import Pair
 from f5lab.errors import LabError, ModelError
 from f5lab.examinations import Exam, Suspicion, ranked, span
 from f5lab.oracles import Scored
 from f5lab.paths import sha256_file
-from f5lab.samplers import Sample, Studio
+from f5lab.samplers import Sample, Studio, training_item
 from f5lab.specs import Prompt, Recipe
 from f5lab.statistics import Estimate, paired_difference
 from f5lab.verdicts import Effect
@@ -33,6 +34,8 @@ FIRST, STEP, MOST = 4, 2, 16
 PROMPTS, SEEDS = 8, 4
 """Prompts at most, all of them with seed 0 first, and seeds for each."""
 CER = "CER"
+AS_WELL = 0.1
+"""Up to this much more CER counts as heard as well."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,31 @@ def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | N
         except LabError as error:
             logger.warning("%s was not heard: %s", item.id, error)
     return Listening(whole, repaired, broken, problem)
+
+
+def remaining(exam: Exam, heard: Listening) -> Estimate | None:
+    """Return how much more CER the repaired clips have than the real recordings of the same prompts; None where either is missing."""
+    if heard.whole is None:
+        return None
+    items = {p.id: training_item(p) for p in exam.case.prompts}
+    used = list(dict.fromkeys(s.sample.prompt_id for s in heard.whole.after))
+    try:
+        said = exam.transcriber([load_wave(items[name][0]) for name in used])
+    except LabError:
+        return None
+    real = {name: metrics.cer(items[name][1], t.text).value for name, t in zip(used, said)}
+    kept = [s for s in heard.whole.after if real[s.sample.prompt_id] is not None]
+    if not kept:
+        return None
+    groups = [s.sample.prompt_id for s in kept]
+    return paired_difference([s.cer for s in kept], [real[name] for name in groups], groups)  # type: ignore[misc]
+
+
+def remains_verdict(more: Estimate) -> Literal["supported", "refuted", "inconclusive"]:
+    """Return the verdict on: repaired, inference is heard as well as the real recordings."""
+    if more.n < 2 or more.low <= AS_WELL < more.high:
+        return "inconclusive"
+    return "supported" if more.high <= AS_WELL else "refuted"
 
 
 def _repaired(exam: Exam) -> Recipe:

@@ -181,6 +181,7 @@ def _verdict_view(
     claims = {name: row["finding"].claim.partition(": ")[2] for name, row in by_id.items()}
     return {
         "headline": verdict.headline,
+        "remains": _remains(by_id.get("06-remains")),
         "causes": [
             {"cause": cause, "title": catalogue.title_of(cause.id), "settings": _settings_text(cause),
              "upstream": upstream_terms.lines(cause.fix.settings)[:SETTINGS_CHARACTERS],
@@ -192,6 +193,16 @@ def _verdict_view(
         "clips": _before_and_after(folder, record),
         "markdown": verdicts.markdown(verdict, claims) + "\n" + maintainer_markdown(record),
     }  # fmt: skip
+
+
+def _remains(row: Mapping[str, Any] | None) -> str:
+    """Return in a sentence what the repair leaves, as far as it was heard."""
+    if row is None or row["finding"].value is None:
+        return ""
+    says = {"supported": "heard as well as", "refuted": "still heard worse than", "inconclusive": "not shown to be heard as well as"}
+    finding = row["finding"]
+    tail = " What remains is no setting of the catalogue's." if finding.verdict == "refuted" else ""
+    return f"Repaired, the clips are {says[finding.verdict]} the real recordings: {finding.value_text()}.{tail}"
 
 
 def _best_link(row: Mapping[str, Any] | None) -> str | None:

@@ -57,6 +57,14 @@ class Truth:
         """Whether hypotheses about text and hidden options can be told apart at all."""
         return self.gate is not None and self.gate.passed
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Each setting with its value and how it is known, as table rows."""
+        values = {name: getattr(self.recipe, name) for name in self.known}
+        values |= {name: value.name for name, value in values.items() if isinstance(value, Path)}
+        values |= {name: ", ".join(f"{k} {v}" for k, v in value.items()) for name, value in values.items() if isinstance(value, dict)}
+        return [{"setting": name, "value": values[name], "how it is known": how} for name, how in self.known.items()]
+
 
 class Search:
     """A descent from the stated settings."""

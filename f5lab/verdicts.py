@@ -11,6 +11,8 @@ from f5lab.inert import escape_json, markdown_code, markdown_text, prose
 from f5lab.paths import existing_file, write_text
 
 FILE = "verdict.json"
+SEEN = 1e-3
+"""Changes below this share of their measure are none to speak of."""
 UNHEARD = "listening"
 """Stands under ``unknown`` where clips could not be spoken or heard."""
 Sentence = Annotated[str, BeforeValidator(lambda text: prose(text) if isinstance(text, str) else text)]
@@ -28,7 +30,7 @@ class Effect(_Part):
     ----------
     metric : str
     before, after : float
-        With the cause, and with it alone repaired.
+        With the cause alone left in what is otherwise as trained, and without it.
     interval : (float, float), optional
         95 % interval of after - before, paired; None where there are too few observations for one.
     n : int
@@ -44,8 +46,10 @@ class Effect(_Part):
     @property
     def text(self) -> str:
         """Measure, both values, interval and n as one readable string."""
-        said = f"{self.metric}: {self.before:.3g} with it, {self.after:.3g} without"
-        if self.interval is not None:
+        said = f"{self.metric}: {self.before:.3g} with it alone, {self.after:.3g} without"
+        if abs(self.after - self.before) < SEEN * max(abs(self.before), abs(self.after)):
+            said += "; no change within a thousandth"
+        elif self.interval is not None:
             said += f"; change {self.after - self.before:+.2g}, 95 % {self.interval[0]:+.2g} to {self.interval[1]:+.2g}"
         return f"{said}; n = {self.n}"
 

@@ -76,3 +76,15 @@ def test_sizes_read_well(size: int, text: str) -> None:
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert provenance.duration_text(seconds) == text
+
+
+def test_what_is_compiled_is_not_code() -> None:
+    """Numba writes its machine code into ``__pycache__`` during the first run: that changes nothing a finding rests on."""
+    before, folder = provenance.code_digest(), Path(provenance.__file__).parent / "__pycache__"
+    folder.mkdir(exist_ok=True)
+    made = folder / "toy._f-1.py311.nbi"
+    made.write_bytes(b"machine code")
+    try:
+        assert provenance.code_digest() == before
+    finally:
+        made.unlink()

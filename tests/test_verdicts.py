@@ -38,7 +38,7 @@ def test_what_is_no_verdict_is_refused(tmp_path: Path) -> None:
 
 def test_markdown_names_cause_numbers_fix_and_what_is_left() -> None:
     text = verdicts.markdown(VERDICT, {"06-mel-type": "Inference computes bigvgan mels."})
-    for part in ("mel-type", "0.9 with it, 0.1 without", "n = 8", "Inference computes bigvgan mels.", "mel_spec_type: vocos",
+    for part in ("mel-type", "0.9 with it alone, 0.1 without", "n = 8", "Inference computes bigvgan mels.", "mel_spec_type: vocos",
                  "`vocoder-wrong`", "raw.arrow"):  # fmt: skip
         assert part in text
 
