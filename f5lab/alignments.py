@@ -27,6 +27,8 @@ SUBSTITUTES = 2
 NEAR = 0.2
 """Half width of the band around the diagonal, as a share of the clip."""
 FEWEST_CHARACTERS = 4
+PARTS = (12, 30)
+"""Parts of the text and of the clip, in which recordings of different lengths are averaged."""
 ORDERED = 0.3
 """Rank correlation from which on characters are said to act in the order of the text; chance is 0."""
 SILENT = 1e-3
@@ -106,6 +108,19 @@ class Alignment:
         return float(energy[near].sum() / energy.sum() - near.mean())
 
     @property
+    def excess(self) -> np.ndarray | None:
+        """How many times more each part of the clip listens to each part of the text than their shares alone would give,
+        [shape=(12, 30)], text downwards; 1 everywhere by chance, None where the text has no effect.
+
+        Some characters and some frames carry more than others: their row and column are divided out, and order is left.
+        """
+        if self.strength < SILENT:
+            return None
+        energy = _pooled(np.square(self.effect, dtype=np.float64))
+        chance = np.outer(energy.sum(1), energy.sum(0)) / energy.sum()
+        return np.divide(energy, chance, out=np.ones_like(energy), where=chance > 0)
+
+    @property
     def _near(self) -> np.ndarray:
         k, n = self.effect.shape
         return np.abs((np.arange(k)[:, None] + 0.5) / k - (np.arange(n) + 0.5) / n) <= NEAR
@@ -116,6 +131,16 @@ class Alignment:
         return {"recipe": self.recipe, "recording": self.item, "characters": len(self.tokens),
                 "rank correlation": self.rank_correlation, "near the diagonal, above chance": self.diagonal_share,
                 "effect of one character": self.strength}  # fmt: skip
+
+
+def _pooled(energy: np.ndarray) -> np.ndarray:
+    """Return an array as means over `PARTS` equal parts of its rows and columns."""
+    for parts in PARTS:
+        summed = np.concatenate([np.zeros((1, energy.shape[1])), np.cumsum(energy, axis=0)])
+        edges = np.linspace(0, len(energy), parts + 1)
+        at = np.stack([np.interp(edges, np.arange(len(summed)), column) for column in summed.T], axis=1)
+        energy = (np.diff(at, axis=0) / np.diff(edges)[:, None]).T
+    return energy
 
 
 @dataclass(frozen=True)
@@ -142,6 +167,12 @@ class Alignments:
         if all(value is None for value in values):
             return None
         return bootstrap_mean([value or 0.0 for value in values])
+
+    @property
+    def excess(self) -> np.ndarray | None:
+        """Geometric mean of the recordings' `Alignment.excess`; None where the text has no effect in any."""
+        values = [np.log(np.maximum(value, 1e-3)) for a in self.found if (value := a.excess) is not None]
+        return np.exp(np.mean(values, axis=0)) if values else None
 
     @property
     def share(self) -> float | None:

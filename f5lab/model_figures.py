@@ -1,13 +1,13 @@
 """Figures of what happens inside a model, and of its settings: trajectories, activations, alignments, grids, blends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 from f5lab.activations import ATTENTION, FEED_FORWARD, INPUT, STREAM, TEXT, VELOCITY, Divergence, Stage
-from f5lab.alignments import Alignment
+from f5lab.alignments import Alignment, Alignments
 from f5lab.blends import Landscape, Mix
 from f5lab.grids import MEASURES, Change
 from f5lab.plots import HOP_S, PALETTE, label_text, plot_mel
@@ -143,6 +143,26 @@ def character_maps(found: Sequence[tuple[str, Alignment]], *, caption: str = "")
         )
         ax.set(xlabel="time in the new clip (s)", ylabel="character of the new text")
         figure.colorbar(mesh, ax=ax, label="change of velocity (% of the flow)")
+    figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
+    return figure
+
+
+def order_maps(found: Mapping[str, Alignments], *, caption: str = "") -> Figure:
+    """Draw parts of the text (downwards) against parts of the clip, the mean over recordings: how many times more they have to do
+    with each other than their shares alone would give. A model that reads has a red diagonal.
+    """
+    shown = {name: value for name, side in found.items() if (value := side.excess) is not None}
+    figure, axes = plt.subplots(1, max(1, len(shown)), figsize=(4.5 * max(1, len(shown)), 3), squeeze=False)
+    for ax, (name, excess) in zip(axes.flat, shown.items()):
+        k, n = excess.shape
+        x, y = np.linspace(0, 100, n + 1), np.linspace(0, 100, k + 1)
+        mesh = ax.pcolormesh(x, y, np.log2(excess), cmap="RdBu_r", vmin=-1.5, vmax=1.5, rasterized=True)
+        ax.plot([0, 100], [0, 100], "--", color="black", lw=0.8)
+        ax.invert_yaxis()
+        ax.set_title(label_text(name), loc="left")
+        ax.set(xlabel="place in the new clip (%)", ylabel="place in the new text (%)")
+        bar = figure.colorbar(mesh, ax=ax, label="times chance", ticks=[-1, 0, 1])
+        bar.ax.set_yticklabels(["½", "1", "2"])
     figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure
 

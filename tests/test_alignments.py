@@ -116,6 +116,26 @@ def ordered(value: float) -> Alignment:
     return Alignment("r", "i", tuple("abcdefghij"), 0.05, effect if value > 0 else effect[:, ::-1])
 
 
+def contrast(excess: np.ndarray) -> float:
+    """Return how many times more is near the straight diagonal, a fifth of the clip to either side, than far from it."""
+    rows, columns = ((np.arange(size) + 0.5) / size for size in excess.shape)
+    near, logs = np.abs(rows[:, None] - columns) <= 0.2, np.log(np.maximum(excess, 1e-3))
+    return float(np.exp(logs[near].mean() - logs[~near].mean()))
+
+
+def test_what_one_character_or_frame_carries_is_no_order() -> None:
+    """Rows and columns of any strength divide out to 1; an order stays, whatever their strength."""
+    rows, columns = np.linspace(0.1, 3, 7)[:, None], np.linspace(2, 0.2, 53)
+    flat = Alignment("r", "i", tuple("abcdefg"), 0.05, rows * columns)
+    assert flat.excess.shape == alignments.PARTS and np.allclose(flat.excess, 1)
+    steady = ordered(1)
+    uneven = Alignment("r", "i", steady.tokens, 0.05, steady.effect * np.linspace(1, 4, 10)[:, None])
+    for found in (steady, uneven):
+        assert contrast(found.excess) > 4 and found.excess[0, -1] < 0.2
+    assert contrast(ordered(-1).excess) < 1
+    assert Alignments((Alignment("r", "i", ("a",), 0.05, np.zeros((1, 4))),)).excess is None
+
+
 def test_conclusions_need_more_than_one_recording() -> None:
     good, bad = Alignments((ordered(1),) * 4), Alignments((ordered(-1),) * 4)
     assert alignments.order_conclusion(good)["verdict"] == "supported"
@@ -142,7 +162,9 @@ def test_the_specimens_diagonal_is_there_as_trained_and_lost_with_its_faults(tmp
     healthy, *broken = (alignments.align_all(exam.probe.bench, recipe, targets) for recipe in recipes)
     assert healthy.order.mean > 0.4 and healthy.order.low > 0.2
     assert healthy.share > 0.05
+    assert contrast(healthy.excess) > 1.2
     for found in broken:
         assert found.order.mean < 0.2
         assert found.share < healthy.share - 0.04
+        assert contrast(found.excess) < 1.1
         assert alignments.loss_conclusion(found, healthy)["verdict"] == "supported"
