@@ -97,7 +97,7 @@ class Take:
         sample = self.scored.sample
         return {"point": self.point, "prompt": sample.prompt_id, "seed": sample.seed, CER: self.scored.cer, "text": sample.text,
                 "heard": self.scored.transcript.text, DURATION: self.duration_ratio, VOICE: self.speaker_cosine,
-                COST: self.passes, "seconds": self.seconds}  # fmt: skip
+                "passes": self.passes, "time (s)": round(self.seconds, 2)}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from f5lab.activations import ATTENTION, FEED_FORWARD, INPUT, STREAM, TEXT, VELOCITY, Divergence, Stage
@@ -68,7 +69,7 @@ def partings(pair: Pair, *, caption: str = "") -> Figure:
     far.plot(times, pair.between_seeds.by_step, "--", color=PALETTE[4], label="as trained, two seeds")
     far.set(xlabel="flow time t", ylabel="mel estimates apart (nat)", ylim=(0, None))
     for ax in (speed, far):
-        ax.legend(fontsize=6.5)
+        _legend_above(ax)
     seconds, steps = np.arange(parting.apart.shape[1] + 1) * HOP_S, np.arange(len(times) + 1)
     mesh = whole.pcolormesh(seconds, steps, parting.apart, cmap="viridis", vmin=0, rasterized=True)
     ticks = np.unique(np.linspace(0, len(times) - 1, 6).round().astype(int))
@@ -81,10 +82,15 @@ def partings(pair: Pair, *, caption: str = "") -> Figure:
     )
     if span := parting.densest_half_s:
         final.axvspan(*span, color=PALETTE[3], alpha=0.12, label="holds half of it")
-    final.legend(fontsize=6.5)
+    _legend_above(final, columns=3)
     final.set(xlabel="time in the generated clip (s)", ylabel="final mels apart (nat)", ylim=(0, None))
     figure.suptitle(label_text(caption, 240), fontsize=8, color="#555")
     return figure
+
+
+def _legend_above(ax: Axes, columns: int = 2) -> None:
+    """Place a legend over the axes, where it hides no curve."""
+    ax.legend(fontsize=6.5, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=columns, frameon=False, borderaxespad=0.1)
 
 
 def divergences(found: Divergence, *, caption: str = "") -> Figure:

@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,10 @@ def cell_text(value: Any, clip: int | None = CLIP_CHARACTERS) -> str:
     return visible(str(value), clip)
 
 
+_LONG_RUN = re.compile(r"[\w./-]{20}(?=[\w./-]{12})")
+"""Where a digest, a path or a tensor's name may be broken, so that it does not push other columns out of sight."""
+
+
 def table(
     rows: "Sequence[Mapping[str, Any]] | DataFrame",
     caption: str = "",
@@ -120,7 +125,9 @@ def _align(right: bool) -> str:
 
 
 def _cell(value: Any, clip: int) -> str:
-    return value.source if isinstance(value, Html) else html.escape(cell_text(value, clip))
+    if isinstance(value, Html):
+        return value.source
+    return _LONG_RUN.sub(r"\g<0><wbr>", html.escape(cell_text(value, clip)))
 
 
 def badge(verdict: str) -> Html:
