@@ -205,6 +205,14 @@ def test_a_plot_shows_the_means_of_the_rows(tmp_path: Path) -> None:
         sweeps.plot(frame, y="duration_ratio")
 
 
+def test_a_language_that_no_case_states_is_heard_once_for_all_tasks(tmp_path: Path) -> None:
+    text = Path(CASE).read_text(encoding="utf-8").replace("language: pt", "").replace("../../", f"{paths.data_dir()}/")
+    (tmp_path / "case.yaml").write_text(text, encoding="utf-8")
+    told = {"cases": [str(tmp_path / "case.yaml")], "prompts": 2}
+    assert {task["language"] for task in expand(tmp_path, told | {"measures": ["cer"]})} == {"pt"}
+    assert {task["language"] for task in expand(tmp_path, told | {"measures": ["duration"]})} == {"en"}
+
+
 def test_an_impossible_date_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text("cases: [case.yaml]\nwhen: 2026-13-45\n")
     with pytest.raises(CaseError, match="not YAML"):
