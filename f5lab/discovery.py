@@ -27,13 +27,13 @@ TOKENIZERS = {"char": "raw", "pinyin": "pinyin", "custom": "raw", "byte": "byte"
 
 @dataclass
 class Found:
-    """What a training folder holds, and in words what was assumed and what is missing."""
+    """What a training folder holds, and in words what was assumed and what is missing; None where it does not say."""
 
     checkpoint: Path
     base: Path | None = None
     samples: Path | None = None
     data: Path | None = None
-    front_end: str = "raw"
+    front_end: str | None = None
     preset: str | None = None
     config: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -114,7 +114,7 @@ def _read_data(folder: Path, home: Path, found: Found, prompts: int) -> None:
     if len(folders) > 1:
         found.assumed.append(f"data: {found.data.name}, one of {len(folders)} folders with a vocab.txt")
     tokenizer = found.data.name.rpartition("_")[2]
-    found.front_end = TOKENIZERS.get(tokenizer, "raw")
+    found.front_end = TOKENIZERS.get(tokenizer)
     written = read_metadata(found.data)
     if (found.data / "raw.arrow").is_file():
         rows = read_rows(found.data / "raw.arrow")
@@ -292,7 +292,8 @@ def case_text(found: Found, name: str, language: str | None = None) -> str:
         else ["  # arch: unknown; {preset: F5TTS_Base} or {preset: F5TTS_v1_Base} if you know it"]
     )
     lines += [f"  {line('vocab', vocab)}"] if vocab else []
-    lines += [f"  {line('front_end', found.front_end)}", "  # mel_spec_type: vocos  # or bigvgan, if you know it"]
+    lines += [f"  {line('front_end', found.front_end)}" if found.front_end else "  # front_end: raw  # or pinyin or byte, if you know it"]
+    lines += ["  # mel_spec_type: vocos  # or bigvgan, if you know it"]
     arrow = found.data / "raw.arrow" if found.data else None
     lines += [f"  {line('dataset', arrow)}"] if arrow and arrow.is_file() else []
     lines += [f"  {line('samples', found.samples)}"] if found.samples else []
@@ -321,6 +322,6 @@ def report(folder: Path, out: Path, language: str | None = None) -> dict[str, An
     write_text(out, case_text(found, name_of(found.checkpoint.parent), language))
     return {
         "written": str(out), "checkpoint": str(found.checkpoint), "base": str(found.base or "none"),
-        "data": str(found.data or "none"), "front_end": found.front_end, "prompts": len(found.prompts),
+        "data": str(found.data or "none"), "front_end": found.front_end or "not known", "prompts": len(found.prompts),
         "assumed": assumptions(found, language), "missing": found.missing,
     }  # fmt: skip

@@ -210,3 +210,14 @@ def test_a_folder_that_upstreams_trainer_made(tmp_path: Path, monkeypatch: pytes
     assert case.vocab.read_bytes() == vocab.read_bytes() and case.inference.arch.resolve()[1]["depth"] == 2
     assert all(p.ref_audio.is_file() and p.gen_text for p in case.prompts)
     assert any("text_mask_padding" in item for item in report["missing"])
+
+
+def test_a_front_end_that_nothing_tells_is_not_stated(folder: Path, tmp_path: Path) -> None:
+    data = folder / "data" / "voz_char"
+    (data / "raw.arrow").unlink()
+    data.rename(folder / "data" / "voz")
+    report = discovery.report(folder, tmp_path / "case.yaml")
+    (tmp_path / "case.yaml").write_text(
+        (tmp_path / "case.yaml").read_text().replace("ref.wav", str(folder / "data/voz/wavs/0.wav"))
+    )
+    assert load_case(tmp_path / "case.yaml").training.front_end is None and report["front_end"] == "not known"
