@@ -276,6 +276,31 @@ def test_the_front_page_opens_with_the_verdict(tmp_path: Path) -> None:
     assert "Verdict so far" in reports.index_page(tmp_path, record(), [finding])
 
 
+@pytest.mark.parametrize(
+    ("said", "part"),
+    [
+        ("refuted", "still heard worse than the real recordings: 0.25 CER more [0.15, 0.35], n=4. What remains is no setting"),
+        ("supported", "heard as well as the real recordings: 0.25 CER more"),
+        ("inconclusive", "not shown to be heard as well as the real recordings"),
+    ],
+)
+def test_what_the_repair_leaves_stands_under_the_verdict(said: str, part: str, tmp_path: Path) -> None:
+    from f5lab import verdicts
+    from f5lab.findings import Finding
+    from f5lab.verdicts import Refuted, Verdict
+
+    ruled = [Refuted(id="vocoder-wrong", evidence=["06-vocoder-wrong"])]
+    verdicts.save(Verdict(case="toy", run="r", healthy=True, causes=[], refuted=ruled, unknown=[]), tmp_path)
+    rest = Finding(id="06-remains", question="?", claim="As well.", verdict=said, value=0.25, unit="CER more", interval=(0.15, 0.35), n=4)
+    out = Finding(id="06-vocoder-wrong", question="?", claim="vocoder-wrong is at work.", verdict="refuted")
+    page = reports.index_page(tmp_path, record(), [rest, out])
+    assert part in page and page.index("Repaired, the clips are") < page.index("Ruled out: 1 suspects")
+    assert "<b>1</b> suspects ruled out" in page
+    assert f"<b>{int(said == 'refuted')}</b> ✘ other claims refuted" in page
+    unsaid = reports.index_page(tmp_path, record(), [rest.model_copy(update={"value": None}), out])
+    assert "Repaired, the clips are" not in unsaid
+
+
 def test_before_and_after_say_what_should_be_and_what_was_heard(tmp_path: Path) -> None:
     from f5lab import verdicts
     from f5lab.verdicts import Verdict

@@ -12,18 +12,23 @@ from f5lab import (
     audio,
     audio_faults,
     diagnosis,
+    listening,
     models,
     oracles,
     paths,
     plants,
     statistics,
+    suspects,
     text_faults,
     weight_faults,
 )
 from f5lab.audio import Wave
 from f5lab.errors import AsrError, CaseError, ModelError
 from f5lab.examinations import Exam, Suspicion
+from f5lab.listening import Comparison, Listening
+from f5lab.samplers import Sample
 from f5lab.specs import Case, Inference, Prompt, Vocoder, load_case, name_of
+from f5lab.statistics import Estimate
 from f5lab.verdicts import UNHEARD, Unknown, Verdict
 
 HEALTHY = paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml"
@@ -176,9 +181,43 @@ def test_a_download_that_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_verdict_by_no_ear_says_so() -> None:
-    silent = Verdict(case="c", run="r", healthy=True, causes=[], refuted=[], unknown=[Unknown(id=UNHEARD, needs="a vocoder")])
+    silent = Verdict(
+        case="c", run="r", healthy=True, causes=[], refuted=[], unknown=[Unknown(id=UNHEARD, needs="a vocoder")]
+    )
     assert silent.headline.endswith("Nothing was listened to.")
 
 
 def test_one_prompt_has_no_interval() -> None:
     assert str(statistics.bootstrap_mean([0.5])) == "0.500, no interval from one, n=1"
+
+
+@pytest.mark.parametrize(
+    ("rise", "verdict"),
+    [
+        (Estimate(0.02, 0.0, 0.08, 4), "supported"),
+        (Estimate(0.3, 0.25, 0.4, 4), "refuted"),
+        (Estimate(0.15, 0.05, 0.3, 4), "inconclusive"),
+        (Estimate(0.0, -np.inf, np.inf, 1), "inconclusive"),
+        (Estimate(0.0, 0.0, 0.0, 1), "inconclusive"),
+    ],
+)
+def test_one_rule_judges_by_the_interval(rise: Estimate, verdict: str) -> None:
+    assert suspects.cycle_verdict(rise) == listening.remains_verdict(rise) == verdict
+
+
+def test_what_remains_is_measured_against_the_prompts_own_recordings(case: Case) -> None:
+    """The real recordings in place of the repaired clips leave nothing; noise in their place leaves all of the text."""
+    exam, prompts = Exam(case, device="cpu"), case.prompts[:3]
+    assert listening.remaining(exam, Listening(None, {}, {})) is None
+    for work, low, high in (
+        (lambda wave: wave, -0.01, 0.01),
+        (lambda wave: oracles.noise_like(wave, np.random.default_rng(0)), 0.5, 1),
+    ):
+        waves = [work(audio.load_wave(p.gen_audio or p.ref_audio)) for p in prompts]
+        samples = [
+            Sample(w, np.zeros((1, 100), np.float32), p.gen_text, p.id, "repaired", 0, 0.0)
+            for p, w in zip(prompts, waves)
+        ]
+        scored = tuple(oracles.score(samples, exam.transcriber))
+        rest = listening.remaining(exam, Listening(Comparison("all", scored, scored), {}, {}))
+        assert rest is not None and low <= rest.mean <= high and rest.n == 3

@@ -46,3 +46,8 @@ def test_markdown_names_cause_numbers_fix_and_what_is_left() -> None:
 def test_a_healthy_verdict_says_so() -> None:
     healthy = VERDICT.model_copy(update={"causes": [], "healthy": True})
     assert "No cause was found" in verdicts.markdown(healthy)
+
+
+def test_an_effect_that_nobody_sees_is_called_none() -> None:
+    tiny = Effect(metric="loss", before=0.014844, after=0.0148419, interval=(-6.4e-06, -0.0), n=5)
+    assert tiny.text == "loss: 0.0148 with it alone, 0.0148 without; no change within a thousandth; n = 5"
