@@ -50,7 +50,8 @@ class Effect(_Part):
         if abs(self.after - self.before) < SEEN * max(abs(self.before), abs(self.after)):
             said += "; no change within a thousandth"
         elif self.interval is not None:
-            said += f"; change {self.after - self.before:+.2g}, 95 % {self.interval[0]:+.2g} to {self.interval[1]:+.2g}"
+            low, high = (edge + 0.0 for edge in self.interval)  # -0.0 is 0
+            said += f"; change {self.after - self.before:+.2g}, 95 % {low:+.2g} to {high:+.2g}"
         return f"{said}; n = {self.n}"
 
 
