@@ -295,7 +295,7 @@ def _write_programs(
         "changes": changes(case, recipe),
         "notes": notes,
         "checked": checks,
-        "language": case.language,
+        "language": case.language_text,
         "f5_version": provenance.versions()["f5-tts"],
     }
     names = ["run.sh", "speak.py", "README.md"]

@@ -26,18 +26,9 @@ def run_cli(*arguments: str, root: Path | None = None, **environment: str) -> su
 
 
 @pytest.fixture
-def in_process(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple]:
+def in_process(root: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., tuple]) -> Callable[..., tuple]:
     """Return a function that runs the command line here and gives exit status, stdout and stderr."""
     monkeypatch.setenv("F5LAB_ROOT", str(root))
-    monkeypatch.delenv("F5LAB_TRACEBACK", raising=False)
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main(arguments)
-        return (left.value.code, *capsys.readouterr())
-
     return call
 
 

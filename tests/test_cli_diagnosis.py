@@ -1,33 +1,18 @@
 """The commands of the diagnosis: usage, exit status, what they write."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from f5lab import catalogue, cli, paths, plants
+from f5lab import catalogue, paths, plants
 from f5lab.specs import load_case
 
 DATA = paths.data_dir()
 CLIP = DATA / "speech" / "ptbr" / "jm_kumo_phrase_0012.ogg"
 LOOSE = ["--checkpoint", str(DATA / "specimen/finetune/model_last.pt"), "--vocab", str(DATA / "specimen/vocab.txt"),
          "--clip", str(CLIP), "--text", "Comprou um livro.", "--language", "pt", "--vocoder", str(DATA / "specimen/vocos")]  # fmt: skip
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    monkeypatch.delenv("F5LAB_TRACEBACK", raising=False)
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main(arguments)
-        return (left.value.code, *capsys.readouterr())
-
-    return run
 
 
 def test_the_catalogue_is_listed_and_shown(call: Callable, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """`f5lab cycle`: recordings through mel and vocoder and back, and those that cannot go that way."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,25 +8,12 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from f5lab import audio, cli, cycles, paths
+from f5lab import audio, cycles, paths
 from f5lab.audio import Wave
 from f5lab.errors import AudioError
 
 CLIP = paths.data_dir() / "speech" / "ptbr" / "jm_kumo_phrase_0012.ogg"
 VOCOS = paths.data_dir() / "specimen" / "vocos"
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main(arguments)
-        return (left.value.code, *capsys.readouterr())
-
-    return run
 
 
 def test_the_vocoder_is_named_and_its_cycle_is_near_griffin_lims() -> None:
