@@ -61,7 +61,7 @@ def detect_reference_text(exam: Exam) -> list[Suspicion]:
     try:
         heard = [t.text for t in exam.transcriber([item.wave for item in items])]
     except LabError as error:
-        return unknown("ref-text-wrong", f"The references were not heard: {error}", "a recogniser (--asr base)")
+        return unknown("ref-text-wrong", f"The references were not heard: {error}", error.next_step or "a recogniser")
     rates = [metrics.cer(item.text, text).value for item, text in zip(items, heard)]
     judged = [(item, text, rate) for item, text, rate in zip(items, heard, rates) if rate is not None]
     if not judged:
@@ -168,7 +168,7 @@ def detect_stale_text(exam: Exam) -> list[Suspicion]:
     try:
         heard = [exam.hear(load_wave(p.spoken_audio)) for p in prompts if p.spoken_audio]
     except LabError as error:
-        return unknown("stale-text-cache", f"The outputs were not heard: {error}", "a recogniser (--asr base)")
+        return unknown("stale-text-cache", f"The outputs were not heard: {error}", error.next_step or "a recogniser")
     texts = [p.gen_text for p in exam.case.prompts]
     others = {p.id: [t for t in texts if t != p.gen_text] for p in prompts}
     rows = [(metrics.cer(p.gen_text, h).value, _nearest(h, others[p.id])) for p, h in zip(prompts, heard)]

@@ -15,7 +15,7 @@ class LabError(Exception):
     expected : str, optional
         What would have been right, with its unit.
     next_step : str, optional
-        What the user can do now.
+        What the user can do now; kept in ``next_step``.
     offenders : iterable of str, optional
         Every offending item; the first five are shown, all are kept in ``offenders``.
 
@@ -28,7 +28,7 @@ class LabError(Exception):
     def __init__(
         self, what: str, *, expected: str | None = None, next_step: str | None = None, offenders: Iterable[str] = ()
     ) -> None:
-        self.offenders = sorted(offenders)
+        self.offenders, self.next_step = sorted(offenders), next_step
         shown = ", ".join(self.offenders[:SHOWN_OFFENDERS])
         rest = len(self.offenders) - SHOWN_OFFENDERS
         parts = [what + (f": {shown}" + (f" and {rest} more" if rest > 0 else "") if shown else "")]

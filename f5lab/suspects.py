@@ -49,7 +49,7 @@ def detect_mel_cycle(exam: Exam) -> list[Suspicion]:
         cycled = [cycles.run_cycle(wave, kind, vocoder).wave for wave, _ in waves]
         heard = [exam.transcriber(side) for side in ([wave for wave, _ in waves], cycled)]
     except LabError as error:
-        return unknown("mel-cycle", f"The cycle was not heard: {error}", "a vocoder, a recogniser and a recording")
+        return unknown("mel-cycle", f"The cycle was not heard: {error}", error.next_step or "a vocoder, a recogniser and a recording")
     rates = [[metrics.cer(text, t.text).value for (_, text), t in zip(waves, side)] for side in heard]
     if not waves or any(rate is None for side in rates for rate in side):
         return unknown("mel-cycle", "No recording with words to send round.", "a recording with its text")

@@ -92,7 +92,7 @@ def test_a_recogniser_told_the_wrong_language_judges_nothing(case: Case) -> None
     with pytest.raises(AsrError, match="recordings are in 'pt'.*set language: pt"):
         oracles.transcriber(wrong)
     found = audio_faults.detect_reference_text(Exam(wrong, device="cpu"))[0]
-    assert found.outcome == "unknown" and "'pt'" in found.claim
+    assert found.outcome == "unknown" and "'pt'" in found.claim and found.needs == "set language: pt"
 
 
 def test_a_language_that_nobody_states_is_heard(case: Case) -> None:
