@@ -6,8 +6,9 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from f5lab import calibration, paths, provenance
-from f5lab.calibration import Trial
+from f5lab import paths, provenance
+from f5lab.planted import calibration
+from f5lab.planted.calibration import Trial
 from f5lab.specs import load_case
 
 PAIRS = (

@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
-from f5lab import file_reader, paths, processes, provenance, second_opinion
+from f5lab import paths, provenance
 from f5lab.errors import CheckpointError
-from f5lab.weights_files import open_weights_file
+from f5lab.untrusted import file_reader, processes, second_opinion
+from f5lab.untrusted.weights_files import open_weights_file
 
 sys.path.insert(0, str(paths.project_root() / "tests"))
 from benign import BUILDERS
@@ -116,7 +117,7 @@ def measure(files: dict[str, Path], groups: dict[str, str], tools: dict[str, Cal
 
 PEAK = """
 import os, resource, sys
-from f5lab import sandbox
+from f5lab.untrusted import sandbox
 for path in sys.argv[1:]:
     try: sandbox.read_manifest(os.open(path, os.O_RDONLY))
     except sandbox.Refused: pass

@@ -25,8 +25,8 @@ import yaml
 from f5lab import batches, models, paths, plots, probes, provenance, samplers
 from f5lab.probes import Hypothesis, Probe
 from f5lab.samplers import Studio
+from f5lab.scale.trends import panels
 from f5lab.specs import Case, Prompt, load_case
-from f5lab.trends import panels
 
 SPEECH = paths.data_dir() / "speech" / "ptbr"
 

@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from f5lab import diagnosis, listening, paths, probes, provenance
-from f5lab.examinations import Exam
+from f5lab.faults.examinations import Exam
 from f5lab.specs import Case, Recipe, load_case
 from f5lab.whisper_weights import find_weights
 

@@ -38,8 +38,9 @@ FLOOR_AND_PASS = """
 import gc, json, mmap, os, shutil, sys, time
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from f5lab import checkpoints, paths, stored_scans
-from f5lab.scans import _cores
+from f5lab import checkpoints, paths
+from f5lab.weights import stored_scans
+from f5lab.weights.scans import _cores
 
 checkpoint_file, base_file, rounds, cold_rounds = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 

@@ -1,35 +1,24 @@
 """f5lab: why does F5-TTS inference speak garbage when the trainer's samples are perfect?
 
 Importing the package is cheap: neither torch nor f5_tts is loaded. Work with the modules, ``from f5lab import
-checkpoints, vocabs, samplers``; each imports only from the layers above it:
+checkpoints, vocabs, samplers``; what belongs together and is not asked for by itself lies in a folder. Each module and
+folder imports only from the layers above it and its own:
 
 0. No torch. ``errors`` ``inert`` ``bars`` ``usage`` ``specs`` ``presets`` ``paths`` ``caches`` ``remedies`` ``findings``
-   ``verdicts`` ``catalogue`` ``provenance`` ``tables`` ``captions`` ``upstream_terms``
-   Untrusted files: ``refusals`` ``sources`` ``stored_tensors`` ``pickles`` ``zip_audit`` ``manifests``
-   ``safetensor_headers`` ``torch_files`` ``file_kinds`` ``file_reader`` ``processes`` ``opinion_reader`` ``sandbox``
-   ``second_opinion`` ``weights_files`` ``layouts``
-   Many tasks: ``ledgers`` ``engines`` ``sweep_specs``
-1. Numeric, know nothing of f5_tts. ``mappings`` ``origins`` ``contents`` ``vocoder_folders`` ``audio``
-   ``checkpoints`` ``anatomy`` ``architectures`` ``diffs`` ``ema`` ``schedules`` ``vocabs`` ``metrics`` ``statistics``
-   ``plots`` ``figures`` ``trends`` ``pitch`` ``readings``
-   One pass over weights: ``sums`` ``vector_loops`` ``reductions`` ``scans`` ``stored_scans``
+   ``verdicts`` ``catalogue`` ``provenance`` ``tables`` ``captions`` ``upstream_terms``; files from strangers:
+   ``untrusted/``
+1. Numeric, know nothing of f5_tts. ``mappings`` ``checkpoints`` ``vocoder_folders`` ``audio`` ``ema`` ``schedules``
+   ``vocabs`` ``metrics`` ``statistics`` ``pitch`` ``readings`` ``plots`` ``figures``; what is in a set of weights:
+   ``weights/``
 2. ``models`` is the one importer of f5_tts and vocos, ``asr`` of whisper; ``whisper_weights`` ``speakers``
    ``opinions`` ``graphs``
-3. Synthesis: ``samplers`` ``batches`` ``oracles`` ``cycles`` ``voices`` ``discovery``
-   The diagnosis: ``factors`` ``probes`` ``parity`` ``prompt_timing`` ``settings_search`` ``examinations``
-   ``weight_faults`` ``setting_faults`` ``text_faults`` ``audio_faults`` ``suspects`` ``listening`` ``diagnosis``
-   Its calibration: ``planting`` ``plants*`` ``calibration``
-   What it hands over: ``bundles`` ``bundle_speech`` ``spellings``
-   Inside the model, settings and weights: ``activations`` ``trajectories`` ``alignments`` ``model_figures`` ``grids``
-   ``blends``
-   Many checkpoints: ``series`` ``series_rows`` ``sweep_tasks`` ``sweeps``
-   Blind listening: ``blind`` ``blind_answers`` ``blind_results``
-   The specimen: ``curricula`` ``vocoders`` ``finetuning`` ``specimens`` ``gates``
-4. The workbook: ``widgets`` ``blind_widget`` ``markup`` ``kernels`` ``parameters`` ``reports`` ``run_folders``
-   ``workbook`` ``resuming``
-   Finished runs: ``privacy`` ``runs`` ``run_index`` ``comparisons`` ``redaction`` ``sharing`` ``archives``
-   ``series_pages``
-   The command line: ``console`` ``cli`` ``cli_runs`` ``cli_blends`` ``cli_scale`` ``cli_blind``
+3. Synthesis: ``samplers`` ``batches`` ``oracles`` ``cycles`` ``voices``; a case from a training folder: ``discovery``.
+   The diagnosis: ``probes`` ``parity`` ``faults/`` ``listening`` ``diagnosis``; its calibration: ``planted/``.
+   What it hands over: ``bundles`` ``bundle_speech`` ``spellings``.
+   Looking further: ``inside/`` the model, ``grids`` of settings, ``blends`` of weights, ``scale/`` for many checkpoints,
+   ``blind_listening/``. How data/ was made: ``specimen/``
+4. The workbook: ``execution/`` ``workbook`` ``resuming`` ``widgets`` ``blind_widget``; ``finished/`` runs.
+   The command line: ``commands/`` ``cli``
 """
 
 from typing import TYPE_CHECKING, Any

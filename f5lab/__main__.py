@@ -33,12 +33,13 @@ def _is_plain_inspect(given: Sequence[str]) -> bool:
 
 def _inspect(path: str, json_file: str | None) -> bool:
     """Show a checkpoint's contents; False where that is not possible and `cli` shall say why."""
-    from f5lab import processes
+    from f5lab.untrusted import processes
 
     gc.disable()  # this process is over before anything could be collected
     sys.excepthook = _one_line_hook
     processes.read_ahead(path)
-    from f5lab import console, contents
+    from f5lab.commands import console
+    from f5lab.weights import contents
 
     try:
         console.deliver(contents.report(path), Path(json_file) if json_file else None)

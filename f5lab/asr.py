@@ -14,7 +14,7 @@ from f5lab import bars, caches, remedies, usage
 from f5lab.audio import Wave, resample
 from f5lab.errors import AsrError
 from f5lab.paths import sha256_file
-from f5lab.weights_files import open_weights_file
+from f5lab.untrusted.weights_files import open_weights_file
 from f5lab.whisper_weights import find_weights
 
 WINDOW_S = 30.0

@@ -21,7 +21,7 @@ from f5lab import bundles, models, vocabs
 from f5lab.batches import Pair
 from f5lab.checkpoints import EMA_PREFIX, Checkpoint
 from f5lab.errors import BundleError, CheckpointError, LabError, ModelError, UsageError
-from f5lab.examinations import Exam
+from f5lab.faults.examinations import Exam
 from f5lab.grids import FEWEST_PROMPTS
 from f5lab.listening import Booth
 from f5lab.oracles import Scored

@@ -7,22 +7,21 @@ seed never reach it before a session is finished.
 import base64
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
-from f5lab import blind, blind_results
-from f5lab.blind import Contest
-from f5lab.blind_answers import AnswerBook, Session
-from f5lab.blind_results import Tally
+from f5lab.blind_listening import blind, blind_results
+from f5lab.blind_listening.blind import Contest
+from f5lab.blind_listening.blind_answers import AnswerBook, Session
+from f5lab.blind_listening.blind_results import Tally
 from f5lab.errors import LabError
+from f5lab.paths import TEMPLATES
 
 logger = logging.getLogger(__name__)
 
 TRIALS = 12
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 class BlindListening(anywidget.AnyWidget):
@@ -45,8 +44,8 @@ class BlindListening(anywidget.AnyWidget):
         Place to a WAV file as a data URI.
     """
 
-    _esm = (_TEMPLATES / "blind.js").read_text(encoding="utf-8")
-    _css = (_TEMPLATES / "blind.css").read_text(encoding="utf-8")
+    _esm = (TEMPLATES / "blind.js").read_text(encoding="utf-8")
+    _css = (TEMPLATES / "blind.css").read_text(encoding="utf-8")
     view = traitlets.Dict().tag(sync=True)
     clips = traitlets.Dict().tag(sync=True)
 

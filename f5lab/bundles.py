@@ -21,20 +21,20 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors.torch import save_file
 
-from f5lab import metrics, models, oracles, provenance, samplers, spellings, weight_faults
+from f5lab import metrics, models, oracles, provenance, samplers, spellings
 from f5lab.audio import load_wave
 from f5lab.bundle_speech import run_bundle
 from f5lab.checkpoints import EMA_PREFIX, open_checkpoint
 from f5lab.errors import BundleError, CaseError
-from f5lab.examinations import Exam
-from f5lab.paths import existing_file, free_folder, new_folder, sha256_file, write_text
+from f5lab.faults import weight_faults
+from f5lab.faults.examinations import Exam
+from f5lab.paths import TEMPLATES, existing_file, free_folder, new_folder, sha256_file, write_text
 from f5lab.specs import Case, MelType, Prompt, Recipe
 from f5lab.spellings import Spelling
 from f5lab.vocabs import Vocab, read_vocab
 
 logger = logging.getLogger(__name__)
 
-TEMPLATES = Path(__file__).parent / "templates" / "bundle"
 MANIFEST = "bundle.json"
 SPOKEN_PROMPTS = 4
 
@@ -275,7 +275,7 @@ def _write_programs(
 ) -> None:
     """Write run.sh, speak.py, README.md and, with stand-ins, letters.py and its table."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(TEMPLATES / "bundle"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {"quote": shlex.quote, "python": _literal, "cell": _cell}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from f5lab.errors import CheckpointError
-from f5lab.layouts import (
+from f5lab.untrusted.layouts import (
     EMA_BOOKKEEPING,
     EMA_PREFIX,
     FOREIGN_PREFIXES,
@@ -21,8 +21,8 @@ from f5lab.layouts import (
     Section,
     read_structure,
 )  # fmt: skip
-from f5lab.stored_tensors import StoredTensor
-from f5lab.weights_files import WeightsFile, open_weights_file
+from f5lab.untrusted.stored_tensors import StoredTensor
+from f5lab.untrusted.weights_files import WeightsFile, open_weights_file
 
 if TYPE_CHECKING:
     from torch import Tensor

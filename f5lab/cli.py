@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from f5lab import cli_blends, cli_blind, cli_runs, cli_scale, inert, paths, remedies
-from f5lab.console import JsonFile, Progress, deliver, say_path
+from f5lab import inert, paths, remedies
+from f5lab.commands import cli_blends, cli_blind, cli_runs, cli_scale
+from f5lab.commands.console import JsonFile, Progress, deliver, say_path
 from f5lab.errors import LabError, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -145,9 +146,9 @@ def inspect(
 ) -> None:
     """Say what is in a checkpoint, executing nothing: sections, tensors, architecture, and what no shape can show."""
     if stats:
-        from f5lab import anatomy as reader
+        from f5lab.weights import anatomy as reader
     else:
-        from f5lab import contents as reader
+        from f5lab.weights import contents as reader
 
     deliver(reader.report(checkpoint, verify=verify), json_file)
 
@@ -309,7 +310,7 @@ def plant(
     variant: Annotated[int, typer.Option(min=0, help="Another seed, layer or amount of the same fault.")] = 0,
 ) -> None:
     """Write a case with a fault planted into it; the default CASE is the bundled one, repaired."""
-    from f5lab import plants
+    from f5lab.planted import plants
     from f5lab.specs import load_case
 
     healthy = load_case(case or paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml")
@@ -322,7 +323,7 @@ def specimen_build(
     device: Device = "auto",
 ) -> None:
     """Train base, vocoder and fine-tune again from the speech. Takes hours on a CPU."""
-    from f5lab import specimens
+    from f5lab.specimen import specimens
 
     say_path(specimens.build(out, paths.data_dir() / "speech" / "ptbr", device=device))
 
@@ -330,7 +331,7 @@ def specimen_build(
 @specimen.command("verify")
 def specimen_verify(json_file: JsonFile = None) -> None:
     """Compare every file under data/ with the manifest."""
-    from f5lab import specimens
+    from f5lab.specimen import specimens
 
     deliver({"files_checked": specimens.verify(paths.data_dir() / "manifest.json"), "differences": 0}, json_file)
 
@@ -342,7 +343,7 @@ def specimen_measure(
     json_file: JsonFile = None,
 ) -> None:
     """Measure again how well the specimen speaks: the figures of data/specimen/README.md."""
-    from f5lab import gates
+    from f5lab.specimen import gates
 
     data = paths.data_dir()
     deliver(gates.measure_gates(data / "specimen", data / "speech" / "ptbr", out, n=targets), json_file)

@@ -8,12 +8,13 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from f5lab import audio_faults, factors, listening, remedies, setting_faults, suspects, text_faults, weight_faults
+from f5lab import listening, remedies
 from f5lab.errors import CaseError, LabError
-from f5lab.examinations import Exam, Suspicion, ranked, unknown
+from f5lab.faults import audio_faults, factors, setting_faults, suspects, text_faults, weight_faults
+from f5lab.faults.examinations import Exam, Suspicion, ranked, unknown
+from f5lab.faults.settings_search import GAIN
 from f5lab.findings import FindingsLog
 from f5lab.probes import Hypothesis
-from f5lab.settings_search import GAIN
 from f5lab.specs import Case
 from f5lab.verdicts import UNHEARD, Cause, Fix, Refuted, Unknown, Verdict
 

@@ -11,12 +11,12 @@ from typing import Any
 import soundfile as sf
 import yaml
 
-from f5lab import architectures
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import CaseError
 from f5lab.models import SHORT_BYTES
 from f5lab.paths import existing_file, write_text
 from f5lab.specs import MOST_YAML_BYTES, PRESETS, name_of
+from f5lab.weights import architectures
 
 MAX_PROMPTS = 4
 MIN_S, MAX_S = 0.5, 11.0

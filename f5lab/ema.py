@@ -32,11 +32,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from f5lab import checkpoints, diffs, schedules
+from f5lab import checkpoints, schedules
 from f5lab.checkpoints import Checkpoint
-from f5lab.diffs import Comparison
 from f5lab.errors import CheckpointError, LabError
-from f5lab.stored_scans import base_slot, scan_checkpoint, weights_of
+from f5lab.weights import diffs
+from f5lab.weights.diffs import Comparison
+from f5lab.weights.stored_scans import base_slot, scan_checkpoint, weights_of
 
 BETA = 0.9999
 UPDATE_EVERY = 10

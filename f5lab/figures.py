@@ -9,10 +9,10 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from f5lab import ema
-from f5lab.anatomy import RowMatch, TensorFacts, sum_histograms
-from f5lab.diffs import Comparison, Sums
 from f5lab.plots import PALETTE, label_text
-from f5lab.sums import BIAS, bin_range
+from f5lab.weights.anatomy import RowMatch, TensorFacts, sum_histograms
+from f5lab.weights.diffs import Comparison, Sums
+from f5lab.weights.sums import BIAS, bin_range
 
 
 def plot_layer_map(values: Mapping[tuple[str, int | None], float | None], ax: Axes, *, label: str) -> QuadMesh:

@@ -15,11 +15,12 @@ from typing import Literal
 
 import numpy as np
 
-from f5lab import batches, caches, factors, metrics, oracles
+from f5lab import batches, caches, metrics, oracles
 from f5lab.audio import Wave, load_wave
 from f5lab.batches import Pair
 from f5lab.errors import LabError, ModelError
-from f5lab.examinations import Exam, Suspicion, ranked, span
+from f5lab.faults import factors
+from f5lab.faults.examinations import Exam, Suspicion, ranked, span
 from f5lab.oracles import Scored
 from f5lab.paths import sha256_file
 from f5lab.samplers import Sample, Studio, training_item

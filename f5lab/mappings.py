@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from f5lab.errors import CheckpointError
-from f5lab.refusals import Refused
-from f5lab.stored_tensors import ITEM_BYTES, Storage, StoredTensor
-from f5lab.weights_files import Part, WeightsFile, as_error, open_weights_file
+from f5lab.untrusted.refusals import Refused
+from f5lab.untrusted.stored_tensors import ITEM_BYTES, Storage, StoredTensor
+from f5lab.untrusted.weights_files import Part, WeightsFile, as_error, open_weights_file
 
 OLDEST_TORCH = (2, 10)
 """The first torch without CVE-2026-24747 (memory corruption under ``weights_only=True``)."""

@@ -24,8 +24,8 @@ from f5lab.audio import Wave
 from f5lab.errors import ModelError, VocabError
 from f5lab.paths import existing_file
 from f5lab.specs import Backbone, FrontEnd, MelType, Precision, Vocoder, Weights
+from f5lab.untrusted.weights_files import open_weights_file
 from f5lab.vocoder_folders import check_vocoder_folder
-from f5lab.weights_files import open_weights_file
 
 MEL = {"n_fft": 1024, "hop_length": 256, "win_length": 1024, "n_mel_channels": 100, "target_sample_rate": 24000}
 """Upstream's constants, hard-coded in ``infer/utils_infer.py`` whatever a training config says."""

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from f5lab import factors, models, probes
-from f5lab.activations import EXACT, relative_l2, run_watched
+from f5lab import models, probes
+from f5lab.faults import factors
+from f5lab.inside.activations import EXACT, relative_l2, run_watched
 from f5lab.probes import Bench, Item
 from f5lab.specs import Recipe
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from f5lab.errors import LabError, RunError
 
+PACKAGE = Path(__file__).resolve().parent
+TEMPLATES = PACKAGE / "templates"
 CHUNK_BYTES = 1 << 20
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
@@ -23,7 +25,7 @@ def project_root() -> Path:
     RunError
         The package was installed without its notebooks and data.
     """
-    root = Path(os.environ.get("F5LAB_ROOT") or Path(__file__).resolve().parent.parent)
+    root = Path(os.environ.get("F5LAB_ROOT") or PACKAGE.parent)
     if not (root / "notebooks").is_dir():
         raise RunError(
             f"no notebooks/ beside the package (looked in {root})",

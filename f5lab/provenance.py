@@ -97,7 +97,7 @@ def versions() -> dict[str, str | None]:
 
 def code_digest() -> str:
     """Return the SHA-256 of f5lab's own source: modules and templates, by name and content; what is compiled from them is left out."""
-    package = Path(__file__).parent
+    package = paths.PACKAGE
     files = sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     lines = (f"{paths.sha256_file(path)}  {path.relative_to(package).as_posix()}\n" for path in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

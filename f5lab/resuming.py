@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from f5lab import kernels, paths, privacy, run_folders, runs, workbook
+from f5lab import paths, workbook
 from f5lab.errors import RunError, UsageError
-from f5lab.parameters import Notebook, chosen_values, discover
+from f5lab.execution import kernels, run_folders
+from f5lab.execution.parameters import Notebook, chosen_values, discover
+from f5lab.finished import privacy, runs
 from f5lab.specs import load_case
 
 WAIT_S = 10.0

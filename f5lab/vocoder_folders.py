@@ -11,7 +11,7 @@ import yaml
 
 from f5lab.errors import ModelError
 from f5lab.paths import existing_file
-from f5lab.weights_files import open_weights_file
+from f5lab.untrusted.weights_files import open_weights_file
 
 PARTS = {
     "feature_extractor": {"vocos.feature_extractors.MelSpectrogramFeatures"},

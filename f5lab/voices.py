@@ -9,7 +9,7 @@ import numpy as np
 
 from f5lab import metrics, paths, speakers
 from f5lab.audio import load_wave
-from f5lab.curricula import read_clips
+from f5lab.specimen.curricula import read_clips
 from f5lab.specs import Case
 from f5lab.statistics import bootstrap_mean
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from f5lab import audio, model_figures, models
+from f5lab import audio, models
 from f5lab.errors import LabError
+from f5lab.inside import model_figures
+from f5lab.inside.trajectories import Trajectory
 from f5lab.samplers import Studio, inference_recipe, repaired_recipe, trainer_recipe
 from f5lab.specs import Case
-from f5lab.trajectories import Trajectory
 
 
 def synthesiser(case: Case, studio: Studio) -> Any:

@@ -8,23 +8,12 @@ from typing import Any
 
 import nbformat
 
-from f5lab import (
-    findings,
-    inert,
-    kernels,
-    markup,
-    paths,
-    privacy,
-    provenance,
-    reports,
-    run_folders,
-    run_index,
-    usage,
-    verdicts,
-)  # fmt: skip
+from f5lab import findings, inert, paths, provenance, usage, verdicts
 from f5lab.errors import LabError, RunError, UsageError
-from f5lab.parameters import Notebook, chosen_values, discover
-from f5lab.runs import FORMAT
+from f5lab.execution import kernels, markup, reports, run_folders
+from f5lab.execution.parameters import Notebook, chosen_values, discover
+from f5lab.finished import privacy, run_index  # fmt: skip
+from f5lab.finished.runs import FORMAT
 from f5lab.specs import Arch, Case, case_files, load_case
 
 OK, FAILED, PENDING, RUNNING = "ok", "failed", "pending", "running"

@@ -17,7 +17,8 @@ MOST_BYTES = 200_000
 OUT = Path(__file__).resolve().parent.parent / "reports" / "example"
 
 CELL = """from pathlib import Path
-from f5lab import blind, blind_answers, blind_widget, load_case
+from f5lab import blind_widget, load_case
+from f5lab.blind_listening import blind, blind_answers
 from f5lab.audio import load_wave
 case = load_case({case!r})
 audio = Path({run!r}) / "audio"

@@ -5,8 +5,9 @@ import pytest
 import torch
 from toy_models import ARCH, hooks, save_toy, speaking, toy_item, toy_recipe
 
-from f5lab import activations, probes
-from f5lab.activations import Divergence, Stage
+from f5lab import probes
+from f5lab.inside import activations
+from f5lab.inside.activations import Divergence, Stage
 from f5lab.probes import Bench, Item
 from f5lab.specs import Recipe
 

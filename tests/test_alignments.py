@@ -8,10 +8,11 @@ import pytest
 import torch
 from toy_models import save_toy, toy_item, toy_recipe
 
-from f5lab import alignments, load_case, models, paths, probes, samplers
-from f5lab.alignments import Alignment, Alignments, Target
+from f5lab import load_case, models, paths, probes, samplers
 from f5lab.errors import ModelError
-from f5lab.examinations import Exam
+from f5lab.faults.examinations import Exam
+from f5lab.inside import alignments
+from f5lab.inside.alignments import Alignment, Alignments, Target
 from f5lab.probes import Bench, Item
 from f5lab.specs import Recipe
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from toy_checkpoints import ema_state, save_trainer, scheduler, state
 
-from f5lab import anatomy, architectures
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import CheckpointError
 from f5lab.specs import PRESETS
+from f5lab.weights import anatomy, architectures
 
 ROWS = architectures.TEXT_EMBEDDING
 VARIANTS = {

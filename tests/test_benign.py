@@ -16,12 +16,13 @@ from hostile.pickle_parts import imported, mapping, number, tensor, text, tuple_
 from safetensors.torch import load_file, save_file
 from toy_checkpoints import state
 
-from f5lab import paths, zip_audit
+from f5lab import paths
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import CheckpointError
 from f5lab.mappings import load_tensors
-from f5lab.pickles import REFUSED_OPCODES, opcode_name
-from f5lab.sources import Source
+from f5lab.untrusted import zip_audit
+from f5lab.untrusted.pickles import REFUSED_OPCODES, opcode_name
+from f5lab.untrusted.sources import Source
 
 
 def assert_same(ours: Any, theirs: Any, where: str = "root") -> None:

@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file
 from toy_models import ARCH, SPECIMEN, save_toy, toy_item, toy_prompt, toy_recipe
 
-from f5lab import blends, cli_blends, models
+from f5lab import blends, models
 from f5lab.blends import Blending, Landscape, Mix, Sources
 from f5lab.checkpoints import open_checkpoint
+from f5lab.commands import cli_blends
 from f5lab.errors import CheckpointError, UsageError
-from f5lab.examinations import Exam
+from f5lab.faults.examinations import Exam
 from f5lab.probes import Hypothesis, Probe
 from f5lab.specs import Arch, Case, Inference, Training, Vocoder
 

@@ -11,9 +11,10 @@ import pytest
 import soundfile as sf
 import toy_contests
 
-from f5lab import blind, blind_results, findings
+from f5lab import findings
 from f5lab.audio import Wave, save_flac
-from f5lab.blind_answers import AnswerBook, Session
+from f5lab.blind_listening import blind, blind_results
+from f5lab.blind_listening.blind_answers import AnswerBook, Session
 from f5lab.blind_widget import BlindListening
 from f5lab.errors import LabError, RunError
 

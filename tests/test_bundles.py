@@ -18,10 +18,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from f5lab import bundle_speech, bundles, models, paths, plants, samplers, spellings
+from f5lab import bundle_speech, bundles, models, paths, samplers, spellings
 from f5lab.audio import load_wave
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import BundleError, CaseError, ModelError
+from f5lab.planted import plants
 from f5lab.specs import Case, load_case
 from f5lab.spellings import Spelling
 from f5lab.vocabs import Vocab, read_vocab

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from f5lab import calibration, catalogue, paths, plants
-from f5lab.calibration import NONE, Trial
+from f5lab import catalogue, paths
 from f5lab.errors import FaultError
+from f5lab.planted import calibration, plants
+from f5lab.planted.calibration import NONE, Trial
 from f5lab.specs import load_case
 
 

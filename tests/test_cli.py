@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from toy_workbook import notebook, write_case, write_workbook
 
-from f5lab import cli, console
+from f5lab import cli
+from f5lab.commands import console
 from f5lab.errors import CheckpointError
 from f5lab.workbook import Step
 
@@ -150,7 +151,7 @@ def test_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
 def test_unexpected_errors_are_one_line_with_a_hint(tmp_path: Path) -> None:
     broken = tmp_path / "specimens.py"
     broken.write_text("raise ZeroDivisionError('two\\nlines')")
-    code = f"import sys, f5lab; f5lab.__path__.insert(0, {str(tmp_path)!r}); from f5lab.cli import main; main()"
+    code = f"import f5lab.specimen as folder; folder.__path__.insert(0, {str(tmp_path)!r}); from f5lab.cli import main; main()"
     command = [sys.executable, "-c", code, "specimen", "verify"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from f5lab import catalogue, paths, plants
+from f5lab import catalogue, paths
+from f5lab.planted import plants
 from f5lab.specs import load_case
 
 DATA = paths.data_dir()

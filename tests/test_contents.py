@@ -12,9 +12,11 @@ from benign import BUILDERS
 from toy_checkpoints import ema_state, save_trainer, scheduler, state
 
 from f5lab import __main__ as entry
-from f5lab import anatomy, architectures, contents, models, presets, second_opinion
+from f5lab import models, presets
 from f5lab.errors import CheckpointError
 from f5lab.specs import Arch
+from f5lab.untrusted import second_opinion
+from f5lab.weights import anatomy, architectures, contents
 
 
 @pytest.fixture
@@ -117,7 +119,7 @@ def test_a_reader_that_goes_away_and_a_target_that_can_not_be_written_leave_no_t
 
 def test_inspect_imports_no_torch_and_is_quick(path: Path) -> None:
     code = (
-        f"import sys; from f5lab import contents; contents.report({str(path)!r}); "
+        f"import sys; from f5lab.weights import contents; contents.report({str(path)!r}); "
         "print(sorted({'torch', 'numpy', 'pydantic', 'pandas'} & set(sys.modules)))"
     )
     begun = time.monotonic()

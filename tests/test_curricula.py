@@ -9,9 +9,10 @@ import pytest
 import torch
 from ema_pytorch import EMA
 
-from f5lab import curricula, models
-from f5lab.curricula import SILENCE, Clip, Item, Prompt, Stage, Voice
+from f5lab import models
 from f5lab.errors import SpecimenError
+from f5lab.specimen import curricula
+from f5lab.specimen.curricula import SILENCE, Clip, Item, Prompt, Stage, Voice
 
 VOCAB = {c: i for i, c in enumerate(" abc.")}
 ARCH = {

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from f5lab import catalogue, diagnosis, listening, paths, plants
+from f5lab import catalogue, diagnosis, listening, paths
 from f5lab.errors import CheckpointError, LabError
-from f5lab.examinations import Exam, Suspicion, cause
+from f5lab.faults.examinations import Exam, Suspicion, cause
 from f5lab.findings import FindingsLog
+from f5lab.planted import plants
 from f5lab.specs import Case, Prompt, Vocoder, load_case
 from f5lab.statistics import bootstrap_mean
 
@@ -188,7 +189,7 @@ def test_a_difference_that_no_entry_judges_is_unknown_and_not_healthy() -> None:
 
 def test_what_sounds_wrong_but_is_not() -> None:
     """Float16 rotary frequencies, a checkpoint that is not the newest, a dash, a short text with its duration given."""
-    from f5lab import text_faults, weight_faults
+    from f5lab.faults import text_faults, weight_faults
 
     case = load_case(HEALTHY)
     dash = case.prompts[0].model_copy(update={"gen_text": "Comprou — um livro."})
@@ -218,7 +219,7 @@ def test_a_front_end_that_no_recording_tests_is_not_ruled_out() -> None:
 
 
 def test_two_outputs_of_one_text_do_not_trip_the_detector() -> None:
-    from f5lab import audio_faults
+    from f5lab.faults import audio_faults
 
     case = load_case(HEALTHY)
     same = tuple(
@@ -233,7 +234,7 @@ def test_what_the_vocab_file_shows(tmp_path: Path) -> None:
     """A symbol repeated in place of another no longer loads; a decomposed (NFD) vocab loses letters."""
     import unicodedata
 
-    from f5lab import text_faults
+    from f5lab.faults import text_faults
 
     case = load_case(HEALTHY)
     lines = case.vocab.read_text(encoding="utf-8").splitlines()

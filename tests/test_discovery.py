@@ -10,10 +10,11 @@ import torch
 from datasets.arrow_writer import ArrowWriter
 from ema_pytorch import EMA
 
-from f5lab import discovery, finetuning, models, paths, specimens
-from f5lab.curricula import Clip
+from f5lab import discovery, models, paths
 from f5lab.errors import CaseError
-from f5lab.finetuning import MALE, FinetunePlan
+from f5lab.specimen import finetuning, specimens
+from f5lab.specimen.curricula import Clip
+from f5lab.specimen.finetuning import MALE, FinetunePlan
 from f5lab.specs import load_case
 
 ARCH = {

@@ -10,9 +10,10 @@ from ema_pytorch import EMA
 from torch.optim.lr_scheduler import LinearLR, SequentialLR
 from toy_checkpoints import ema_state, save_trainer, scheduler, state
 
-from f5lab import diffs, ema, schedules
+from f5lab import ema, schedules
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import CheckpointError, LabError
+from f5lab.weights import diffs
 
 
 @pytest.mark.parametrize(("step", "updates"), [(0, 250), (37, 200), (95, 30), (12_000, 300), (1_250_000, 200)])

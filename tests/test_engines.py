@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import toy_tasks
 
-from f5lab import engines
 from f5lab.errors import RunError
+from f5lab.scale import engines
 
 TASKS = [(f"k{i}", {"key": f"k{i}", "number": i, "seed": i}) for i in range(6)]
 EXPECTED = {key: toy_tasks.measure(told)["cer"] for key, told in TASKS}

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from f5lab import factors, paths, samplers
+from f5lab import paths, samplers
+from f5lab.faults import factors
 from f5lab.specs import Recipe, Vocoder, load_case
 
 

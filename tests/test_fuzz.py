@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from toy_checkpoints import ema_state, scheduler, state
 from toy_workbook import write_case
 
-from f5lab import file_reader, refusals
 from f5lab.audio import load_wave
 from f5lab.errors import LabError
-from f5lab.manifests import decode
 from f5lab.mappings import load_tensors
 from f5lab.specs import load_case
+from f5lab.untrusted import file_reader, refusals
+from f5lab.untrusted.manifests import decode
 from f5lab.vocabs import read_vocab
 
 TOTAL = int(os.environ.get("F5LAB_FUZZ", "500"))

@@ -19,10 +19,11 @@ from hostile.registry import payload
 from hostile.zip_parts import torch_archive
 
 import f5lab
-from f5lab import file_reader, mappings, processes, refusals
+from f5lab import mappings
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import CheckpointError
-from f5lab.weights_files import open_weights_file
+from f5lab.untrusted import file_reader, processes, refusals
+from f5lab.untrusted.weights_files import open_weights_file
 
 EVERY_FILE_IN_A_PROCESS = bool(os.environ.get("F5LAB_LONG_TESTS"))
 BOMBS = [item for item in CORPUS if item.group == "bomb"]
@@ -95,7 +96,7 @@ def test_a_users_open_refuses_in_one_line_within_the_limits(item, files: dict[st
 def test_bombs_are_refused_under_the_cap(files: dict[str, Path]) -> None:
     """Each in a process of its own, started by one fresh process, which knows the largest peak of them all."""
     code = (
-        "import os, resource, sys\nfrom f5lab import sandbox\n"
+        "import os, resource, sys\nfrom f5lab.untrusted import sandbox\n"
         "for path in sys.argv[1:]:\n"
         "    try: sandbox.read_manifest(os.open(path, os.O_RDONLY))\n"
         "    except sandbox.Refused as refused: print(refused.rule)\n"
@@ -111,7 +112,7 @@ def test_bombs_are_refused_under_the_cap(files: dict[str, Path]) -> None:
 
 def test_the_limits_hold(tmp_path: Path) -> None:
     code = (
-        "import os, socket, sys\nfrom f5lab.file_reader import limit_process\n"
+        "import os, socket, sys\nfrom f5lab.untrusted.file_reader import limit_process\n"
         "limit_process(400 << 20, 2, 3)\n"
         "def fails(action):\n"
         "    try: action()\n"
@@ -168,7 +169,7 @@ def test_old_torch_is_refused_at_import_of_the_loader(tmp_path: Path) -> None:
 
 def test_every_torch_load_of_the_package_is_weights_only() -> None:
     calls = []
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             named = isinstance(node, ast.Call) and ast.unparse(node.func)
             if named in ("torch.load", "pickle.load", "pickle.loads", "np.load", "numpy.load", "joblib.load"):
@@ -206,7 +207,7 @@ def test_a_changed_weight_is_noticed_by_the_hash_even_with_the_old_times(
     opened.confirm(before)
     data = path.read_bytes()
     path.write_bytes(data.replace(torch.ones(3).numpy().tobytes(), torch.zeros(3).numpy().tobytes()))
-    monkeypatch.setattr("f5lab.weights_files.Identity.of", lambda _: opened.file.parts[0].identity)
+    monkeypatch.setattr("f5lab.untrusted.weights_files.Identity.of", lambda _: opened.file.parts[0].identity)
     with pytest.raises(CheckpointError, match="SHA-256 is another"):
         opened.confirm(before)
 
@@ -218,7 +219,7 @@ def test_a_changed_structure_is_noticed_even_with_the_old_times(
     torch.save({"model_state_dict": {"transformer.w": torch.ones(3)}}, path)
     opened = open_checkpoint(path)
     path.write_bytes(path.read_bytes().replace(b"transformer.w", b"transformer.v"))
-    monkeypatch.setattr("f5lab.weights_files.Identity.of", lambda _: opened.file.parts[0].identity)
+    monkeypatch.setattr("f5lab.untrusted.weights_files.Identity.of", lambda _: opened.file.parts[0].identity)
     with pytest.raises(CheckpointError, match="its structure changed since it was examined"):
         opened.weights("raw")
 

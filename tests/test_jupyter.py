@@ -13,8 +13,9 @@ import nbformat
 import pytest
 from browsers import CHROMIUM, NO_CHROMIUM, Lab, LiveNotebook, chromium, jupyter_lab
 
-from f5lab import parameters, paths
-from f5lab.blind_answers import AnswerBook
+from f5lab import paths
+from f5lab.blind_listening.blind_answers import AnswerBook
+from f5lab.execution import parameters
 
 ALL = os.environ.get("F5LAB_BROWSER") == "all"
 FILES = sorted(paths.notebooks_dir().glob("[0-9][0-9]_*.ipynb"))
@@ -28,7 +29,8 @@ contest = toy_contests.contest()
 for _ in bars.follow([1, 2, 3], "speaking: toy", "clip"):
     time.sleep(0.2)
 audio.player([(m.text, m.b) for m in contest.matches])"""
-LISTEN = """from f5lab import blind_answers, blind_widget
+LISTEN = """from f5lab import blind_widget
+from f5lab.blind_listening import blind_answers
 book = blind_answers.AnswerBook("blind.jsonl")
 blind_widget.listen(contest, book, trials=6, seed=11)"""
 

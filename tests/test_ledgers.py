@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from f5lab.ledgers import Ledger, digest
+from f5lab.scale.ledgers import Ledger, digest
 
 
 @pytest.fixture

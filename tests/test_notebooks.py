@@ -8,7 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from f5lab import findings, parameters, paths, workbook
+from f5lab import findings, paths, workbook
+from f5lab.execution import parameters
 
 FOLDER = paths.notebooks_dir()
 FILES = sorted(FOLDER.glob("*.ipynb"))

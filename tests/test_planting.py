@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from f5lab import paths, plants
+from f5lab import paths
 from f5lab.errors import FaultError
+from f5lab.planted import plants
 from f5lab.specs import Case, load_case
 
 

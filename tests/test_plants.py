@@ -9,15 +9,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from f5lab import architectures, audio, catalogue, checkpoints, ema, models, paths, plants, vocabs
-from f5lab.architectures import TEXT_EMBEDDING
+from f5lab import audio, catalogue, checkpoints, ema, models, paths, vocabs
 from f5lab.checkpoints import Checkpoint
-from f5lab.curricula import read_clips
-from f5lab.planting import Stored
-from f5lab.plants import PLANTS
-from f5lab.plants_harmless import DECOY_PLANTS, HEALTHY_FORMS
-from f5lab.plants_text import old_style
+from f5lab.planted import plants
+from f5lab.planted.planting import Stored
+from f5lab.planted.plants import PLANTS
+from f5lab.planted.plants_harmless import DECOY_PLANTS, HEALTHY_FORMS
+from f5lab.planted.plants_text import old_style
+from f5lab.specimen.curricula import read_clips
 from f5lab.specs import Case, case_files, load_case
+from f5lab.weights import architectures
+from f5lab.weights.architectures import TEXT_EMBEDDING
 
 START = paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml"
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from f5lab import parity, paths, probes, settings_search
+from f5lab import parity, paths, probes
 from f5lab.audio import Wave
 from f5lab.errors import ModelError
-from f5lab.examinations import Exam
+from f5lab.faults import settings_search
+from f5lab.faults.examinations import Exam
 from f5lab.probes import Hypothesis, Item, Probe
 from f5lab.specs import load_case
 

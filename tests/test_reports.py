@@ -10,7 +10,8 @@ import nbformat
 import pytest
 from toy_workbook import notebook
 
-from f5lab import findings, markup, reports
+from f5lab import findings
+from f5lab.execution import markup, reports
 
 PNG = base64.b64encode(b"\x89PNG not really").decode()
 V4 = nbformat.v4

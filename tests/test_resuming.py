@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from toy_workbook import AUDIO, notebook, write_case, write_workbook
 
-from f5lab import paths, resuming, run_folders, workbook
+from f5lab import paths, resuming, workbook
 from f5lab.errors import RunError
+from f5lab.execution import run_folders
 
 TALLY = """from pathlib import Path
 with (Path(case).parent.parent / "tally").open("a") as f:
@@ -195,7 +196,7 @@ def test_a_folder_that_another_process_writes_is_left_alone(
     copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, run = copied
-    code = "import sys; from pathlib import Path; from f5lab import run_folders\n"
+    code = "import sys; from pathlib import Path; from f5lab.execution import run_folders\n"
     code += "with run_folders.hold(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(run)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -227,8 +228,8 @@ def test_resume_takes_no_other_settings(capsys: pytest.CaptureFixture[str], monk
 def test_code_digest_follows_the_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from f5lab import provenance
 
-    shutil.copytree(Path(provenance.__file__).parent, tmp_path / "f5lab", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "f5lab" / "provenance.py"))
+    shutil.copytree(paths.PACKAGE, tmp_path / "f5lab", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(paths, "PACKAGE", tmp_path / "f5lab")
     same = provenance.code_digest()
     (tmp_path / "f5lab" / "__pycache__").mkdir()
     (tmp_path / "f5lab" / "__pycache__" / "x.pyc").write_bytes(b"x")
@@ -236,4 +237,3 @@ def test_code_digest_follows_the_source(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with (tmp_path / "f5lab" / "templates" / "style.css").open("a") as f:
         f.write("\n")
     assert provenance.code_digest() != same
-    assert paths.sha256_file(Path(provenance.__file__))

@@ -8,8 +8,9 @@ import pytest
 from test_reports import Reader, assert_harmless
 from toy_runs import HOME, clip, entry, finding, verdict, write_run
 
-from f5lab import cli, comparisons, paths, privacy, run_index, runs
+from f5lab import cli, paths
 from f5lab.errors import RunError
+from f5lab.finished import comparisons, privacy, run_index, runs
 
 
 def change_record(folder: Path, **changes: Any) -> None:

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_checkpoints import ema_state, save_trainer, state
 
-from f5lab import anatomy, diffs, ema, paths, provenance, stored_scans
+from f5lab import ema, paths, provenance
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import CheckpointError
-from f5lab.reductions import reduce_chunk
-from f5lab.scans import Scan, scan_weights
-from f5lab.sums import Sums, Totals
+from f5lab.weights import anatomy, diffs, stored_scans
+from f5lab.weights.reductions import reduce_chunk
+from f5lab.weights.scans import Scan, scan_weights
+from f5lab.weights.sums import Sums, Totals
 
 TIGHT = 1e-6
 """The relative error that is allowed against a reference in float64."""
@@ -77,7 +78,7 @@ def assert_sums(sums: Sums, a: np.ndarray, b: np.ndarray, base: np.ndarray | Non
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "numpy"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_a_pass_equals_a_float64_reference(dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("f5lab.scans.COMPILED_FROM", 0 if compiled else 1 << 60)
+    monkeypatch.setattr("f5lab.weights.scans.COMPILED_FROM", 0 if compiled else 1 << 60)
     base = weights(dtype, 0)
     a = {
         name: (t.double() + 0.1 * s.double()).to(dtype)
@@ -123,7 +124,7 @@ def test_the_compiled_loops_agree_with_numpy_on_any_bits(seed: int, arrays: int,
 
 
 def test_figures_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("f5lab.scans.COMPILED_FROM", 0)
+    monkeypatch.setattr("f5lab.weights.scans.COMPILED_FROM", 0)
     sets = [weights(torch.float32, seed) for seed in range(3)]
     assert scan_weights(*sets, seed=1, threads=1) == scan_weights(*sets, seed=1, threads=3)
 

@@ -13,8 +13,10 @@ import pytest
 import torch
 import toy_training
 
-from f5lab import checkpoints, series, series_pages, series_rows
+from f5lab import checkpoints
 from f5lab.errors import CaseError
+from f5lab.finished import series_pages
+from f5lab.scale import series, series_rows
 
 PLAN = series.Plan(recordings=3, draws=1, device="cpu", language="pt")
 

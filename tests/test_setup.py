@@ -139,10 +139,10 @@ def test_ci_runs_make_test_and_nothing_else() -> None:
 
 
 def test_templates_are_package_data() -> None:
-    from f5lab import reports
+    from f5lab import paths
 
-    assert (reports.TEMPLATES / "index.html.j2").is_file()
-    assert reports.TEMPLATES.is_relative_to(Path(reports.__file__).parent)
+    assert (paths.TEMPLATES / "index.html.j2").is_file()
+    assert paths.TEMPLATES.is_relative_to(paths.PACKAGE)
 
 
 def test_what_readme_links_to_exists() -> None:

@@ -14,8 +14,9 @@ from test_reports import assert_harmless
 from test_runs import run_cli
 from toy_runs import HEARD, HOME, TEXT, clip, entry, finding, write_run
 
-from f5lab import archives, audio, redaction, runs, sharing
+from f5lab import audio
 from f5lab.errors import RunError, UsageError
+from f5lab.finished import archives, redaction, runs, sharing
 
 ALL = frozenset({"paths", "texts", "voices"})
 QUOTING = [finding("06-cause", claim=f"mel-type: it splits “Compr ou” of {TEXT}", limitation=f"Of annabel's {HOME}/x.pt", evidence=["figure 1"])]

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from f5lab import curricula, finetuning, gates, models, specimens, vocoders
-from f5lab.curricula import Item
+from f5lab import models
 from f5lab.errors import SpecimenError
-from f5lab.finetuning import FinetunePlan
+from f5lab.specimen import curricula, finetuning, gates, specimens, vocoders
+from f5lab.specimen.curricula import Item
+from f5lab.specimen.finetuning import FinetunePlan
 from tests.test_curricula import ARCH, VOCAB, tiny_model, tiny_voice
 
 

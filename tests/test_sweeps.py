@@ -15,8 +15,9 @@ import pytest
 import toy_tasks
 import yaml
 
-from f5lab import paths, sweep_specs, sweep_tasks, sweeps
+from f5lab import paths
 from f5lab.errors import CaseError, RunError
+from f5lab.scale import sweep_specs, sweep_tasks, sweeps
 from f5lab.specs import load_case
 
 LONG = pytest.mark.skipif(not os.environ.get("F5LAB_LONG_TESTS"), reason="a Ray cluster; set F5LAB_LONG_TESTS=1")

@@ -7,13 +7,14 @@ import pytest
 import torch
 from toy_models import hooks, save_toy, toy_prompt, toy_recipe
 
-from f5lab import batches, load_case, paths, trajectories
+from f5lab import batches, load_case, paths
 from f5lab.audio import Wave
 from f5lab.errors import CaseError, ModelError
+from f5lab.inside import trajectories
+from f5lab.inside.trajectories import Pair, Trajectory
 from f5lab.models import HOP, RATE_HZ
 from f5lab.samplers import Studio
 from f5lab.specs import Recipe
-from f5lab.trajectories import Pair, Trajectory
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from f5lab.trends import choose
+from f5lab.scale.trends import choose
 
 
 def losses(mean: float, spread: float = 0.002, seed: int = 0) -> np.ndarray:

@@ -8,24 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from f5lab import (
-    audio,
-    audio_faults,
-    diagnosis,
-    listening,
-    models,
-    oracles,
-    paths,
-    plants,
-    statistics,
-    suspects,
-    text_faults,
-    weight_faults,
-)
+from f5lab import audio, diagnosis, listening, models, oracles, paths, statistics
 from f5lab.audio import Wave
 from f5lab.errors import AsrError, CaseError, ModelError
-from f5lab.examinations import Exam, Suspicion
+from f5lab.faults import audio_faults, suspects, text_faults, weight_faults
+from f5lab.faults.examinations import Exam, Suspicion
 from f5lab.listening import Comparison, Listening
+from f5lab.planted import plants
 from f5lab.samplers import Sample
 from f5lab.specs import Case, Inference, Prompt, Vocoder, load_case, name_of
 from f5lab.statistics import Estimate

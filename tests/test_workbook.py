@@ -10,8 +10,9 @@ import nbformat
 import pytest
 from toy_workbook import AUDIO, FIGURE, PARAMETERS, notebook, write_case, write_workbook
 
-from f5lab import kernels, parameters, paths, resuming, workbook
+from f5lab import paths, resuming, workbook
 from f5lab.errors import CaseError, RunError, UsageError
+from f5lab.execution import kernels, parameters
 
 DYING = "import os, sys\nprint('out of cheese', file=sys.__stderr__, flush=True)\nos._exit(9)"
 PYTHON = "import sys\nprint(sys.executable)\nprint(Path.cwd())"

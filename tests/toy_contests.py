@@ -3,7 +3,7 @@
 import numpy as np
 
 from f5lab.audio import Wave
-from f5lab.blind import Contest, Match, Side
+from f5lab.blind_listening.blind import Contest, Match, Side
 
 RATE_HZ = 8000
 

@@ -9,7 +9,8 @@ import nbformat
 import numpy as np
 from toy_workbook import notebook
 
-from f5lab import audio, findings, runs, verdicts
+from f5lab import audio, findings, verdicts
+from f5lab.finished import runs
 from f5lab.verdicts import Cause, Effect, Fix, Refuted, Verdict
 
 PNG = base64.b64encode(b"\x89PNG not really").decode()

@@ -1,0 +1,1 @@
+"""Executing notebooks headlessly and turning them into pages that need no network."""

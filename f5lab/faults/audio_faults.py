@@ -1,0 +1,189 @@
+"""Detectors for recordings and vocoder: level, clipped or wrong references, mislabelled rate, old text spoken again."""
+
+import statistics
+
+import numpy as np
+
+from f5lab import cycles, metrics, models
+from f5lab.audio import Wave, band_limit_hz, load_wave, resample
+from f5lab.errors import LabError
+from f5lab.faults.examinations import Exam, Suspicion, cause, refuted, span, unknown
+from f5lab.faults.prompt_timing import QUIET_RMS
+from f5lab.models import LONGEST_REFERENCE_S, RATE_HZ
+from f5lab.probes import Hypothesis, Probe, text_gate
+
+WRONG_TEXT, OWN_TEXT = 0.6, 0.34
+"""CER from which a recording says something else, and up to which it says the text."""
+RATES_HZ = (8000, 11025, 12000, 16000, 22050, RATE_HZ, 32000, 44100, 48000)
+SLOWEST, FASTEST = 0.4, 2.6
+"""Range of the true over the stated rate that is tried."""
+RATE_GAIN = 0.1
+"""A rate is taken to be mislabelled when another lowers the loss of the reference by this share and the text matters there."""
+WIDE_HZ = 10_000
+"""Recordings whose band ends below this fit better at any rate that fills it, and a vocoder of full-band speech fails on them."""
+VOCODER_EXCESS = 2.2
+"""A vocoder is wrong when its mel error is this many times that of Griffin-Lim."""
+
+
+def detect_level(exam: Exam) -> list[Suspicion]:
+    """Measure the level of every reference."""
+    levels = {p.id: load_wave(p.ref_audio).rms for p in exam.case.prompts}
+    quiet = {name: level for name, level in levels.items() if level < QUIET_RMS}
+    low = min(levels.values())
+    if not quiet:
+        return refuted(
+            "ref-silent-or-quiet", f"The quietest reference has RMS {low:.3f}.", value=low, unit="RMS", n=len(levels)
+        )
+    claim = f"{len(quiet)} of {len(levels)} references are below RMS {QUIET_RMS} (lowest {low:.2g}): raised with their noise, or divided by 0."
+    return [cause("ref-silent-or-quiet", claim, 0.97, len(quiet) / len(levels), value=low, unit="RMS", n=len(levels),
+                  settings={"ref_audio": "a recording at a normal level"})]  # fmt: skip
+
+
+def detect_clipped(exam: Exam) -> list[Suspicion]:
+    """Look for references that upstream cuts while it keeps their whole text."""
+    seconds = {p.id: load_wave(p.ref_audio).seconds for p in exam.case.prompts}
+    long = {name: value for name, value in seconds.items() if value > LONGEST_REFERENCE_S}
+    longest = max(seconds.values())
+    if not long:
+        return refuted(
+            "ref-clipped", f"The longest reference lasts {longest:.1f} s.", value=longest, unit="s", n=len(seconds)
+        )
+    claim = f"{len(long)} of {len(seconds)} references last more than {LONGEST_REFERENCE_S:.0f} s (up to {longest:.1f} s): audio is cut, text is not."
+    return [cause("ref-clipped", claim, 0.95, len(long) / len(seconds), value=longest, unit="s", n=len(seconds),
+                  settings={"ref_audio": "below 12 s, with exactly its own text"})]  # fmt: skip
+
+
+def detect_reference_text(exam: Exam) -> list[Suspicion]:
+    """Transcribe every reference and compare it with the text that is claimed for it."""
+    items = exam.references
+    if not items:
+        return unknown("ref-text-wrong", "No reference has a text.", "ref_text for every reference")
+    try:
+        heard = [t.text for t in exam.transcriber([item.wave for item in items])]
+    except LabError as error:
+        return unknown("ref-text-wrong", f"The references were not heard: {error}", error.next_step or "a recogniser")
+    rates = [metrics.cer(item.text, text).value for item, text in zip(items, heard)]
+    judged = [(item, text, rate) for item, text, rate in zip(items, heard, rates) if rate is not None]
+    if not judged:
+        return unknown("ref-text-wrong", "No reference text has letters to compare.", "ref_text in words")
+    wrong = [row for row in judged if row[2] >= WRONG_TEXT]
+    mean = float(np.mean([rate for _, _, rate in judged]))
+    if not wrong:
+        return refuted(
+            "ref-text-wrong",
+            f"References are heard as their texts (mean CER {mean:.2f}).",
+            value=mean,
+            unit="CER",
+            n=len(judged),
+        )
+    item, text, rate = wrong[0]
+    claim = f"{len(wrong)} of {len(judged)} references say something else: “{item.text}” is heard as “{text}” (CER {rate:.2f})."
+    return [cause("ref-text-wrong", claim, 0.9, 0.7 * len(wrong) / len(judged), value=rate, unit="CER", n=len(judged),
+                  settings={"ref_text": "what the reference says"})]  # fmt: skip
+
+
+def detect_rate_label(exam: Exam) -> list[Suspicion]:
+    """Score each reference as if its header lied about the rate: the true rate explains the recording best."""
+    items = [
+        item for item in exam.references if item.wave.seconds <= LONGEST_REFERENCE_S and item.wave.rms >= QUIET_RMS
+    ]
+    if not items or exam.truth.problem:
+        return unknown(
+            "sample-rate-mislabelled", "No reference to try.", "a reference with its text, below 12 s and not silent"
+        )
+    stated = statistics.mode(item.wave.rate_hz for item in items)
+    items = [item for item in items if item.wave.rate_hz == stated]
+    probe = Probe(items, draws=exam.draws, device=exam.device)
+    probe.bench = exam.probe.bench
+    recipe = exam.truth.recipe
+    stays = Hypothesis(recipe)
+    try:
+        tried = {r: probe.compare(stays, Hypothesis(recipe, rate_ratio=r)) for r in rate_ratios(stated)}
+        ratio, gain = min(tried.items(), key=lambda pair: pair[1].mean)
+        fits = gain.mean <= -RATE_GAIN and gain.high < 0
+        reads = fits and text_gate(probe, Hypothesis(recipe, rate_ratio=ratio)).passed
+    except LabError as error:
+        return unknown("sample-rate-mislabelled", str(error), "weights whose output is finite")
+    if not fits:
+        return refuted("sample-rate-mislabelled", f"No other rate than the stated one explains the references (best {100 * gain.mean:+.0f} %).",
+                       value=gain.mean, unit="loss at the best other rate", interval=span(gain), n=gain.n)  # fmt: skip
+    claim = f"References fit {ratio:.2f} times their stated rate: the loss falls by {-100 * gain.mean:.0f} %."
+    if not reads:
+        band = max((band_limit_hz(item.wave) or 0.0) for item in items)
+        return unknown("sample-rate-mislabelled", f"{claim} But their text explains nothing at that rate: bands (here up to {band:.0f} Hz) do that.",
+                       f"a reference with speech up to {WIDE_HZ} Hz")  # fmt: skip
+    return [cause("sample-rate-mislabelled", f"{claim[:-1]}, and there the text explains them.", 0.93, 0.8, value=ratio,
+                  unit="times the stated rate", n=gain.n, settings={"ref_audio": f"a header of {round(stated * ratio)} Hz"})]  # fmt: skip
+
+
+def rate_ratios(stated_hz: int) -> list[float]:
+    """Return the true over the stated rate for every usual true rate; a file at 24 kHz may have been resampled by a wrong one."""
+    ratios = {rate / stated_hz for rate in RATES_HZ}
+    if stated_hz == RATE_HZ:
+        ratios |= {RATE_HZ / rate for rate in RATES_HZ}
+    return sorted(r for r in ratios - {1.0} if SLOWEST < r < FASTEST)
+
+
+def detect_vocoder(exam: Exam) -> list[Suspicion]:
+    """Send a real recording through mel and vocoder and compare with Griffin-Lim, which needs no weights."""
+    try:
+        waves = _widest(exam)
+        vocoder = models.load_vocoder(exam.case.vocoder, exam.device)
+        kind = exam.case.vocoder.name
+        pairs = [(cycles.run_cycle(w, kind, vocoder), cycles.run_cycle(w, kind)) for w in waves if w.rms >= QUIET_RMS]
+        errors = np.array([[c.mel_l1.value for c in pair] for pair in pairs], dtype=float)
+    except LabError as error:
+        return unknown(
+            "vocoder-wrong", f"The vocoder was not tried: {error}", "vocoder.path, and a recording that is not silent"
+        )
+    if not len(errors):
+        return unknown("vocoder-wrong", "Every recording is silent.", "a recording at a normal level")
+    made, reference = (float(v) for v in errors.mean(0))
+    ratio = made / reference
+    claim = f"Mel error after the vocoder {made:.2f}, after Griffin-Lim {reference:.2f} nat; named from {VOCODER_EXCESS} times on."
+    numbers = {"value": ratio, "unit": "times Griffin-Lim's error", "n": len(errors)}
+    if ratio < VOCODER_EXCESS:
+        return refuted("vocoder-wrong", claim, **numbers)
+    band = min((b for w in waves if (b := band_limit_hz(w)) is not None), default=0.0)
+    if band < WIDE_HZ:
+        return unknown("vocoder-wrong", f"{claim} The recordings end at {band:.0f} Hz: a vocoder of full-band speech may fail on them.",
+                       f"a recording with speech up to {WIDE_HZ} Hz")  # fmt: skip
+    return [cause("vocoder-wrong", claim, 0.95, min(1.0, ratio / 4), **numbers, factors=("vocoder",),
+                  settings={"vocoder": "the weights that belong to this mel type"})]  # fmt: skip
+
+
+def _widest(exam: Exam, most: int = 3) -> list[Wave]:
+    """Return the recordings with the widest bands at 24 kHz, in the order of the prompts where they are equally wide."""
+    waves = [resample(load_wave(path), RATE_HZ) for path in dict.fromkeys(p.gen_audio or p.ref_audio for p in exam.case.prompts)]
+    return sorted(waves, key=lambda w: (band_limit_hz(w) or 0.0) < WIDE_HZ)[:most]
+
+
+def detect_stale_text(exam: Exam) -> list[Suspicion]:
+    """Listen to what the user's inference produced: does it speak another prompt's text?"""
+    prompts = [p for p in exam.case.prompts if p.spoken_audio]
+    if len(prompts) < 2:
+        return unknown(
+            "stale-text-cache", "No output of the failing inference is at hand.", "spoken_audio for two prompts or more"
+        )
+    try:
+        heard = [exam.hear(load_wave(p.spoken_audio)) for p in prompts if p.spoken_audio]
+    except LabError as error:
+        return unknown("stale-text-cache", f"The outputs were not heard: {error}", error.next_step or "a recogniser")
+    texts = [p.gen_text for p in exam.case.prompts]
+    others = {p.id: [t for t in texts if t != p.gen_text] for p in prompts}
+    rows = [(metrics.cer(p.gen_text, h).value, _nearest(h, others[p.id])) for p, h in zip(prompts, heard)]
+    stale = [
+        own for own, other in rows if own is not None and own >= WRONG_TEXT and other is not None and other <= OWN_TEXT
+    ]
+    if not stale:
+        return refuted(
+            "stale-text-cache", "No output speaks another prompt's text.", value=0.0, unit="outputs", n=len(rows)
+        )
+    claim = f"{len(stale)} of {len(rows)} outputs speak the text of another prompt."
+    return [cause("stale-text-cache", claim, 0.9, len(stale) / len(rows), value=len(stale) / len(rows), unit="share of outputs",
+                  n=len(rows), settings={"after an error": "model.transformer.clear_cache(), or a new process"})]  # fmt: skip
+
+
+def _nearest(heard: str, texts: list[str]) -> float | None:
+    """Return the lowest CER of what was heard against any of the texts; None where no text has letters."""
+    return min((rate for text in texts if (rate := metrics.cer(text, heard).value) is not None), default=None)

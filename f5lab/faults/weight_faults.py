@@ -1,0 +1,263 @@
+"""Detectors for faults in the weights themselves: EMA, slots, prefixes, damage, rotary buffer, the wrong file."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from f5lab import ema
+from f5lab.checkpoints import FOREIGN_PREFIXES, WRAPPER_PREFIXES
+from f5lab.errors import LabError
+from f5lab.faults.examinations import Exam, Suspicion, cause, refuted, span, unknown
+from f5lab.probes import FEW_ITEMS
+from f5lab.specs import Weights
+from f5lab.weights import anatomy, architectures, diffs
+
+MATTERS, MATTERS_ON_FEW = 0.05, 0.15
+"""A lagging EMA is named when its loss is at least this share above that of the raw weights; on one or two recordings, where
+the interval covers noise only, at least the second."""
+LEAST_SHARE = 0.1
+OUTLIER, LEAST_MOVE = 20.0, 0.5
+"""A tensor is damaged when it moved this many times as far as the median one, and by half its own length."""
+ROPE_RAD = 0.3
+"""Rotary phase error at frame 1000 that is named. Rounding to float16 gives 0.16 rad: upstream's own cast on CUDA does it."""
+EMA_FAULTS = ("ema-lag-inherited", "ema-lag-fresh", "ema-frozen", "ema-uninitialised", "raw-ema-swapped")
+
+
+def detect_ema(exam: Exam) -> list[Suspicion]:
+    """Judge the EMA slot: lagging, frozen, never filled, exchanged, or raw weights under its name."""
+    notices = {notice.id: notice.says for notice in exam.study.notices}
+    found = _slot_faults(exam, notices)
+    named = {item.id for item in found}
+    if "raw-in-ema-slot" not in named:
+        found += refuted("raw-in-ema-slot", "The EMA slot carries ema_pytorch's prefix and step, or the file has none.")
+    found += _training(exam, named)
+    if named & {*EMA_FAULTS, "scratch-by-accident", "lr-dead"}:
+        return found
+    if exam.inference.weights != "ema" or set(exam.checkpoint.slots) != {"raw", "ema"}:
+        why = f"Inference loads {exam.inference.weights}; the file holds {' and '.join(exam.checkpoint.slots)}."
+        return found + refuted(EMA_FAULTS, why)
+    return found + _lag(exam)
+
+
+def _slot_faults(exam: Exam, notices: Mapping[str, str]) -> list[Suspicion]:
+    """Return at most one fault of the slots, the one that explains the others."""
+    if "ema" in exam.checkpoint.slots and _is_fresh(exam.weights("ema")) and not _is_fresh_raw(exam):
+        says = notices.get("ema-uninitialised", "its output layer is exactly zero, as a new model's")
+        return [cause("ema-uninitialised", f"The EMA was never filled: {says}.", 0.99, 1.0, value=0.0,
+                      unit="largest weight of proj_out", factors=("weights",), settings={"weights": "raw"})]  # fmt: skip
+    if not exam.checkpoint.labelled and exam.inference.weights == "ema":
+        claim = ("The file does not say which weights it holds and is loaded as EMA; without the ema_model. prefix it is what "
+                 "prune_checkpoint(save_ema=False) makes of the raw ones.")  # fmt: skip
+        return [
+            cause("raw-in-ema-slot", claim, 0.7, 0.05, limitation="A converter may have dropped the prefix of an EMA.")
+        ]
+    order = ("raw-in-ema-slot", "ema-uninitialised", "scratch-by-accident", "lr-dead", "ema-frozen", "raw-ema-swapped")
+    first = next((name for name in order if name in notices), None)
+    if first is None:
+        return []
+    severity = {"raw-in-ema-slot": 0.05, "raw-ema-swapped": 0.3, "ema-frozen": 0.5}.get(first, 0.9)
+    settings = {"weights": "raw"} if first in ("ema-frozen", "ema-uninitialised", "raw-ema-swapped") else {}
+    factors = ("weights",) if settings else ()
+    return [cause(first, _sentence(notices[first]), 0.99 if first != "raw-ema-swapped" else 0.95, severity,
+                  factors=factors, settings=settings, **_slot_numbers(exam, first))]  # fmt: skip
+
+
+def _slot_numbers(exam: Exam, name: str) -> dict[str, object]:
+    comparison = exam.study.comparison
+    if comparison is None or not comparison.has_base:
+        return {}
+    sums = comparison.overall
+    if name in ("lr-dead", "scratch-by-accident"):
+        return {"value": sums.moved, "unit": "|raw - base| / |base|"}
+    return {"value": float(np.sqrt(sums.vv / sums.uu)) if sums.uu else None, "unit": "|EMA - base| / |raw - base|"}
+
+
+def _training(exam: Exam, named: set[str]) -> list[Suspicion]:
+    """Say whether the raw weights left the base, and whether they began there."""
+    names = [name for name in ("scratch-by-accident", "lr-dead") if name not in named]
+    comparison = exam.study.comparison
+    if comparison is None or not comparison.has_base:
+        return unknown(names, "There is no base to compare with.", "base: the checkpoint that training started from")
+    moved = comparison.overall.moved
+    if moved is None or not np.isfinite(moved):
+        return unknown(names, "The distance to the base is not finite.", "weights that are")
+    return refuted(
+        names,
+        f"Raw weights moved by {moved:.2g} of their length away from the base.",
+        value=moved,
+        unit="|raw - base| / |base|",
+    )
+
+
+def _is_fresh(weights: Mapping[str, torch.Tensor]) -> bool:
+    return not bool(weights["transformer.proj_out.weight"].any())
+
+
+def _is_fresh_raw(exam: Exam) -> bool:
+    return "raw" in exam.checkpoint.slots and _is_fresh(exam.weights("raw"))
+
+
+def _lag(exam: Exam) -> list[Suspicion]:
+    """Compare EMA and raw by the probe; a worse EMA lags, inherited or fresh by its step."""
+    step, update, share = exam.checkpoint.ema_step, exam.checkpoint.update, exam.study.share
+    inherited = step is None or update is None or step - update > max(update, 100)
+    name = "ema-lag-inherited" if inherited else "ema-lag-fresh"
+    other = "ema-lag-fresh" if inherited else "ema-lag-inherited"
+    base_part = next((v for v in (share.measured, share.weight) if v is not None), None) if share else None
+    try:
+        worse, effect = exam.loss_effect({"weights": "ema"}) if exam.truth.recipe.weights == "raw" else (None, None)
+    except LabError as error:
+        return unknown(EMA_FAULTS[:2], f"EMA and raw could not be compared: {error}", "a recording with its text")
+    if exam.truth.problem:
+        return unknown(EMA_FAULTS[:2], exam.truth.problem, "a recording with its text")
+    rest = refuted(
+        [f for f in EMA_FAULTS if f not in (name, other)], "The EMA is filled, has moved, and lags behind raw."
+    )
+    least = MATTERS if len(exam.probe.items) >= FEW_ITEMS else MATTERS_ON_FEW
+    if worse is None or worse.mean < least or worse.low <= 0:
+        says = (
+            "EMA explains the recordings at least as well as raw"
+            if worse is None
+            else f"EMA is {100 * worse.mean:+.1f} % off raw"
+        )
+        return rest + refuted((name, other), f"{says}: whatever it lags, it does not spoil speech.")
+    if inherited and base_part is not None and base_part < LEAST_SHARE:
+        return rest + refuted((name, other), f"Only {100 * base_part:.0f} % of the EMA is still the base.")
+    still = f"; {100 * base_part:.0f} % of it is still the base" if base_part is not None else ""
+    claim = f"The EMA's loss is {100 * worse.mean:.0f} % above that of the raw weights (step {step}, update {update}{still})."
+    confidence = 0.95 if base_part is not None or not inherited else 0.8
+    return [*rest, *refuted(other, f"step {step} against update {update}."),
+            cause(name, claim, confidence, min(1.0, worse.mean), value=worse.mean, unit="share of the raw loss",
+                  interval=span(worse), n=worse.n, factors=("weights",), settings={"weights": "raw"}, effect=effect)]  # fmt: skip
+
+
+def detect_prefix(exam: Exam) -> list[Suspicion]:
+    """Look for keys that a wrapper renamed: a strict load raises, a lenient one keeps random weights."""
+    strange = sorted(
+        {p for found in exam.checkpoint.prefixes.values() for p in found} & {*WRAPPER_PREFIXES, *FOREIGN_PREFIXES}
+    )
+    if not strange:
+        return refuted("prefix-lost", "Every key carries upstream's own name.")
+    claim = f"Keys carry {', '.join(strange)}: a strict load raises, one with strict=False keeps random weights."
+    return [cause("prefix-lost", claim, 0.99, 1.0, settings={"strip from the keys": strange})]
+
+
+def detect_stale(exam: Exam) -> list[Suspicion]:
+    """Compare the checkpoint's update with the logged samples that were heard and with the file's own name."""
+    update, folder = exam.checkpoint.update, exam.case.training.samples
+    named = re.fullmatch(r"model_(\d+)", exam.case.checkpoint.stem)
+    if update is not None and named and int(named[1]) != update:
+        claim = f"The file is called {exam.case.checkpoint.name} and holds update {update}."
+        return [cause("stale-checkpoint", claim, 0.9, 0.5, value=update, unit="update")]
+    numbers = _sample_updates(exam)
+    if update is None or not numbers:
+        missing = "logged samples" if update is not None else "the checkpoint's update"
+        return unknown(
+            "stale-checkpoint", "Nothing to compare.", f"training.samples and a checkpoint with its update ({missing})"
+        )
+    if max(numbers) > update and update not in numbers:
+        claim = f"The newest logged sample is of update {max(numbers)}, the checkpoint of update {update}: not the same weights."
+        return [cause("stale-checkpoint", claim, 0.95, 0.6, value=max(numbers) - update, unit="updates apart")]
+    return refuted(
+        "stale-checkpoint", f"Samples up to update {max(numbers)} in {folder.name}, checkpoint at update {update}."
+    )
+
+
+def _sample_updates(exam: Exam) -> list[int]:
+    folder = exam.case.training.samples
+    found = [re.fullmatch(r"update_(\d+)_gen", path.stem) for path in folder.glob("*.wav")] if folder else []
+    return sorted(int(match[1]) for match in found if match)
+
+
+def detect_damage(exam: Exam) -> list[Suspicion]:
+    """Look for values that are not finite, emptied matrices, and tensors that moved far more than all others."""
+    facts = anatomy.checkpoint_facts(exam.checkpoint, exam.base)
+    problems = [f"{slot}: {text}" for slot in _used_slots(exam) for text in _broken_tensors(exam, slot, facts[slot])]
+    if not problems:
+        problems = _outliers(exam)
+    if not problems:
+        return refuted("weight-damage", "All values are finite, no matrix is empty, no tensor stands out.", value=0.0,
+                       unit="damaged tensors")  # fmt: skip
+    claim = f"{len(problems)} damaged tensor{'s' * (len(problems) > 1)}: {'; '.join(problems[:3])}."
+    return [cause("weight-damage", claim, 0.97, 1.0, value=float(len(problems)), unit="damaged tensors",
+                  settings={"checkpoint": "another copy or another update"})]  # fmt: skip
+
+
+def _used_slots(exam: Exam) -> list[Weights]:
+    slots = exam.checkpoint.slots
+    return sorted(slots, key=lambda slot: slot != exam.inference.weights)
+
+
+def _broken_tensors(exam: Exam, slot: Weights, tensors: Sequence[anatomy.TensorFacts]) -> list[str]:
+    fresh = _is_fresh(exam.weights(slot))
+    found = []
+    for facts in tensors:
+        if facts.state == "not finite":
+            found.append(f"{facts.name} holds {facts.nan} NaN and {facts.inf} infinite values")
+        elif facts.name.endswith("weight") and len(facts.shape) > 1 and not fresh and facts.zero_share > 0.2:
+            found.append(f"{facts.zero_share:.0%} of {facts.name} is zero")
+    return found
+
+
+def _outliers(exam: Exam) -> list[str]:
+    """Return tensors whose change, against the base or between the slots, is far beyond that of all others."""
+    found = []
+    for label, rows in _changes(exam).items():
+        median = float(np.median([value for _, value in rows]))
+        far = [(name, value) for name, value in rows if value > max(LEAST_MOVE, OUTLIER * median)]
+        found += [f"{name} moved by {value:.2f} of its length ({label}; median {median:.3g})" for name, value in far]
+    return found
+
+
+def _raw_from_base(sums: diffs.Sums) -> float | None:
+    return math.sqrt(sums.uu / sums.aa) if sums.aa else None
+
+
+def _ema_from_base(sums: diffs.Sums) -> float | None:
+    return math.sqrt(sums.vv / sums.bb) if sums.bb else None
+
+
+def _changes(exam: Exam) -> dict[str, list[tuple[str, float]]]:
+    """Return (matrix, change against its length) of each slot against the base, or of raw against EMA."""
+    ways: dict[str, Callable[[diffs.Sums], float | None]]
+    if exam.base is None:
+        ways = {"raw against EMA": lambda s: s.relative_l2} if exam.study.has_both else {}
+        comparison = exam.study.comparison
+    elif exam.study.has_both:
+        ways = {"raw against the base": _raw_from_base, "ema against the base": _ema_from_base}
+        comparison = exam.study.comparison
+    else:
+        slot = exam.checkpoint.slots[0]
+        ways = {f"{slot} against the base": lambda s: s.relative_l2}
+        comparison = diffs.compare(exam.weights(slot), ema.choose_base(exam.base))
+    rows = [row for row in comparison.rows if len(row.shape) > 1] if comparison is not None else []
+    return {label: [(row.name, change(row.sums) or 0.0) for row in rows] for label, change in ways.items()}
+
+
+def detect_rope(exam: Exam) -> list[Suspicion]:
+    """Check the stored rotary frequencies, which override whatever the model was built with."""
+    for slot in _used_slots(exam):
+        check = architectures.check_rope(exam.weights(slot))
+        if not check.stored:
+            return unknown(
+                "inv-freq-altered", "The file stores no rotary frequencies.", "nothing: the model computes its own"
+            )
+        if check.phase_error_rad is not None and check.phase_error_rad > ROPE_RAD:
+            claim = f"Rotary frequencies of {slot} are {check.verdict}."
+            return [cause("inv-freq-altered", claim, 0.99, min(1.0, check.phase_error_rad / 3), value=check.phase_error_rad,
+                          unit="rad at frame 1000", settings={architectures.INV_FREQ: "10000^(-2i/d)"})]  # fmt: skip
+        if check.worst is not None:
+            error = check.phase_error_rad
+    return refuted(
+        "inv-freq-altered",
+        "Rotary frequencies are as built, or rounded to float16 as upstream rounds them.",
+        value=error,
+        unit="rad at frame 1000",
+    )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."

@@ -1,0 +1,1 @@
+"""Runs that are over: read, indexed, compared, redacted, packed and shared."""

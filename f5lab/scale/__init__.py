@@ -1,0 +1,1 @@
+"""Many checkpoints, cases and settings: series over a training, and sweeps on one machine or a Ray cluster."""
