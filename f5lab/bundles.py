@@ -21,17 +21,18 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors.torch import save_file
 
-from f5lab import metrics, models, oracles, provenance, samplers, spellings
+from f5lab import catalogue, diagnosis, metrics, models, oracles, provenance, samplers, spellings
 from f5lab.audio import load_wave
 from f5lab.bundle_speech import run_bundle
 from f5lab.checkpoints import EMA_PREFIX, open_checkpoint
 from f5lab.errors import BundleError, CaseError
 from f5lab.faults import weight_faults
-from f5lab.faults.examinations import Exam
+from f5lab.faults.examinations import Exam, Suspicion
 from f5lab.paths import TEMPLATES, existing_file, free_folder, new_folder, sha256_file, write_text
 from f5lab.specs import Case, MelType, Prompt, Recipe
 from f5lab.spellings import Spelling
 from f5lab.vocabs import Vocab, read_vocab
+from f5lab.weights import architectures
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,9 @@ VOCODER_FOLDERS: dict[MelType, str] = {
 }
 """Where ``infer_cli.py`` 1.1.22 looks for a local vocoder; no flag changes it."""
 
+REPAIRED = {"arch", "weights", "front_end", "mel_spec_type", "nfe_step", "cfg_strength", "sway_sampling_coef", "speed",
+            architectures.INV_FREQ, "strip from the keys", "after an error"}  # fmt: skip
+"""What a bundle sets right, of all that a cause's ``settings`` name."""
 _NEARLY_ZERO_CFG, _NEARLY_ZERO_SWAY = 1e-6, 1e-9
 
 
@@ -72,7 +76,11 @@ def bundle_recipe(case: Case) -> Recipe:
     BundleError
         The architecture's hidden options are neither stated nor can they be inferred.
     """
-    exam = Exam(case, asr="")
+    return _as_trained(Exam(case, asr=""))
+
+
+def _as_trained(exam: Exam) -> Recipe:
+    case = exam.case
     if exam.truth.known["arch"] == "assumed":
         raise BundleError(
             "the options that no shape shows are neither stated nor can be inferred"
@@ -119,13 +127,14 @@ def write_bundle(
         The case's files are not what they should be; the weights do not load strictly.
     """
     out = free_folder(out, BundleError)
-    recipe = recipe or bundle_recipe(case)
+    exam = Exam(case, asr="") if recipe is None else None
+    recipe = recipe or _as_trained(exam)
     device = models.pick_device(device)
     _refuse_impossible(case, recipe)
     vocab = read_vocab(recipe.vocab)
     spelling = _spelling(case, recipe, vocab)
     with new_folder(out, BundleError) as folder:
-        notes = _write_parts(case, recipe, vocab, spelling, folder)
+        notes = _write_parts(case, recipe, vocab, spelling, folder) + (not_repaired(exam, recipe) if exam else [])
         _load_strictly(recipe, folder)
         _write_programs(case, recipe, spelling, notes, [], folder)
         checks = _speak(case, folder, device) if verify else []
@@ -134,6 +143,22 @@ def write_bundle(
         write_text(folder / MANIFEST, json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
     logger.info("bundle written to %s", out)
     return facts
+
+
+def not_repaired(exam: Exam, recipe: Recipe) -> list[str]:
+    """Return a sentence for each cause that a bundle with this recipe leaves as it is; a cause that must be heard is not looked for."""
+    left = [item for item in diagnosis.examine(exam) if item.outcome == "cause" and not _is_repaired(item, exam, recipe)]
+    named = [(catalogue.find_fault(item.id), item) for item in left]
+    return [f"Not repaired in here: {fault.title} ({fault.id}). {item.claim} {fault.fix}" for fault, item in named]
+
+
+def _is_repaired(item: Suspicion, exam: Exam, recipe: Recipe) -> bool:
+    if item.id == "load-raises":
+        return True  # the bundle's own weights are loaded strictly
+    if item.id == "precision-bf16-cast":
+        return True  # the stock command line never casts to it
+    repaired = REPAIRED | ({"vocab"} if recipe.vocab != exam.inference.vocab else set())
+    return bool(item.settings) and set(item.settings) <= repaired
 
 
 def _refuse_impossible(case: Case, recipe: Recipe) -> None:
@@ -192,6 +217,11 @@ def _write_parts(case: Case, recipe: Recipe, vocab: Vocab, spelling: Spelling | 
     weights = open_checkpoint(recipe.checkpoint).weights(recipe.weights)
     # cloned: safetensors refuses tensors that share memory or are views
     tensors = {EMA_PREFIX + k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in weights.items()}
+    rope = architectures.check_rope(weights)
+    renewed = rope.stored and not rope.as_built
+    if renewed:
+        count = models.full_options(recipe.backbone, recipe.arch)["dim_head"] // 2
+        tensors[EMA_PREFIX + architectures.INV_FREQ] = architectures.standard_rope(count).float()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "weights": recipe.weights})
     (folder / "model.safetensors").chmod(0o644)
     if spelling is None:
@@ -201,6 +231,8 @@ def _write_parts(case: Case, recipe: Recipe, vocab: Vocab, spelling: Spelling | 
             write_text(folder / "vocab.txt", spelling.vocab_text(line[:-1] for line in f))
     write_text(folder / "model.yaml", model_yaml(case, recipe))
     notes = _notes(case, recipe, spelling)
+    if renewed:
+        notes.append(f"The rotary frequencies were written anew, as 10000^(-2i/d): those of the checkpoint are {rope.verdict}.")
     if recipe.vocoder.path is not None:
         _copy_vocoder(recipe, folder)
     prompt = case.prompts[0]

@@ -22,10 +22,12 @@ from f5lab import bundle_speech, bundles, models, paths, samplers, spellings
 from f5lab.audio import load_wave
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import BundleError, CaseError, ModelError
+from f5lab.faults.examinations import Exam
 from f5lab.planted import plants
 from f5lab.specs import Case, load_case
 from f5lab.spellings import Spelling
 from f5lab.vocabs import Vocab, read_vocab
+from f5lab.weights import architectures
 
 SPEECH = paths.data_dir() / "speech" / "ptbr" / "metadata.csv"
 REF_TEXT = "A criança."
@@ -180,6 +182,32 @@ def test_raw_weights_are_written_where_the_ema_is_at_fault(case: Case, tmp_path:
     repaired = load_case(paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml")
     lagging = load_case(plants.plant(["ema-frozen"], repaired, tmp_path / "p"))
     assert bundles.bundle_recipe(lagging).weights == "raw" and bundles.bundle_recipe(case).weights == "ema"
+
+
+@pytest.mark.parametrize("damage", ["another base", "NaN"])
+def test_rotary_frequencies_are_written_anew(damage: str, tmp_path: Path) -> None:
+    healthy = load_case(paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml")
+    altered = load_case(plants.plant(["inv-freq-altered"], healthy, tmp_path / "p"))
+    if damage == "NaN":
+        loaded = torch.load(altered.checkpoint, weights_only=True)
+        loaded["ema_model_state_dict"]["ema_model." + architectures.INV_FREQ][3] = float("nan")
+        torch.save(loaded, altered.checkpoint)
+    facts = bundles.write_bundle(altered, tmp_path / "b", verify=False, device="cpu")
+    written = load_file(tmp_path / "b" / "model.safetensors")["ema_model." + architectures.INV_FREQ]
+    assert written.dtype == torch.float32
+    torch.testing.assert_close(written, open_checkpoint(healthy.checkpoint).weights("ema")[architectures.INV_FREQ])
+    says = "not finite" if damage == "NaN" else "altered: "
+    assert [note for note in facts["notes"] if "rotary frequencies were written anew" in note and says in note]
+    assert not [note for note in facts["notes"] if note.startswith("Not repaired")]
+
+
+def test_causes_that_a_bundle_leaves_are_named_in_it(case: Case, tmp_path: Path) -> None:
+    healthy = load_case(paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml")
+    quiet = load_case(plants.plant(["ref-silent-or-quiet"], healthy, tmp_path / "p"))
+    exam = Exam(quiet, device="cpu", asr="")
+    (note,) = bundles.not_repaired(exam, bundles.bundle_recipe(quiet))
+    assert note.startswith("Not repaired in here: ") and "(ref-silent-or-quiet)" in note
+    assert not bundles.not_repaired(Exam(case, device="cpu", asr=""), bundles.bundle_recipe(case))
 
 
 def test_model_file_spells_out_every_option_of_the_constructor(bundle: Path) -> None:

@@ -211,6 +211,11 @@ def test_what_sounds_wrong_but_is_not() -> None:
     assert weight_faults.detect_rope(exam)[0].outcome == "refuted"
     exam.weights = lambda slot: state | {name: state[name].bfloat16()}  # type: ignore[method-assign]
     assert weight_faults.detect_rope(exam)[0].outcome == "cause"
+    for broken in (state[name] * float("nan"), state[name][:0], state[name][None]):
+        exam.weights = lambda slot, broken=broken: state | {name: broken}  # type: ignore[method-assign]
+        assert weight_faults.detect_rope(exam)[0].outcome == "cause"
+    exam.weights = lambda slot: {key: value for key, value in state.items() if key != name}  # type: ignore[method-assign]
+    assert weight_faults.detect_rope(exam)[0].outcome == "unknown"
 
 
 def test_a_front_end_that_no_recording_tests_is_not_ruled_out() -> None:

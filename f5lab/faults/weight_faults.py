@@ -195,6 +195,8 @@ def _broken_tensors(exam: Exam, slot: Weights, tensors: Sequence[anatomy.TensorF
     fresh = _is_fresh(exam.weights(slot))
     found = []
     for facts in tensors:
+        if facts.name == architectures.INV_FREQ:
+            continue  # no weight, and it can be made anew: see detect_rope
         if facts.state == "not finite":
             found.append(f"{facts.name} holds {facts.nan} NaN and {facts.inf} infinite values")
         elif facts.name.endswith("weight") and len(facts.shape) > 1 and not fresh and facts.zero_share > 0.2:
@@ -239,24 +241,19 @@ def _changes(exam: Exam) -> dict[str, list[tuple[str, float]]]:
 
 def detect_rope(exam: Exam) -> list[Suspicion]:
     """Check the stored rotary frequencies, which override whatever the model was built with."""
-    for slot in _used_slots(exam):
-        check = architectures.check_rope(exam.weights(slot))
-        if not check.stored:
-            return unknown(
-                "inv-freq-altered", "The file stores no rotary frequencies.", "nothing: the model computes its own"
-            )
-        if check.phase_error_rad is not None and check.phase_error_rad > ROPE_RAD:
-            claim = f"Rotary frequencies of {slot} are {check.verdict}."
-            return [cause("inv-freq-altered", claim, 0.99, min(1.0, check.phase_error_rad / 3), value=check.phase_error_rad,
-                          unit="rad at frame 1000", settings={architectures.INV_FREQ: "10000^(-2i/d)"})]  # fmt: skip
-        if check.worst is not None:
-            error = check.phase_error_rad
-    return refuted(
-        "inv-freq-altered",
-        "Rotary frequencies are as built, or rounded to float16 as upstream rounds them.",
-        value=error,
-        unit="rad at frame 1000",
-    )
+    name, unit, repair = "inv-freq-altered", "rad at frame 1000", {architectures.INV_FREQ: "10000^(-2i/d)"}
+    checks = {slot: architectures.check_rope(exam.weights(slot)) for slot in _used_slots(exam)}
+    for slot, check in checks.items():
+        error, claim = check.phase_error_rad, f"Rotary frequencies of {slot} are {check.verdict}."
+        if check.stored and error is None:  # not finite, or of a shape that no model has: nothing comes through
+            return [cause(name, claim, 0.99, 1.0, settings=repair)]
+        if error is not None and error > ROPE_RAD:
+            return [cause(name, claim, 0.99, min(1.0, error / 3), value=error, unit=unit, settings=repair)]
+    errors = [check.phase_error_rad for check in checks.values() if check.phase_error_rad is not None]
+    if not errors:
+        return unknown(name, "The file stores no rotary frequencies.", "nothing: the model computes its own")
+    says = "Rotary frequencies are as built, or rounded to float16 as upstream rounds them."
+    return refuted(name, says, value=max(errors), unit=unit)
 
 
 def _sentence(text: str) -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 TEXT_EMBEDDING = "transformer.text_embed.text_embed.weight"
 INV_FREQ = "transformer.rotary_embed.inv_freq"
 ROPE_BASE = 10_000.0
+AS_BUILT = 1e-5
+"""Largest relative deviation of rotary frequencies that float32 leaves."""
 _VISIBLE = ("backbone", "dim", "depth", "heads", "ff_mult", "text_dim", "conv_layers")
 
 
@@ -134,7 +136,7 @@ class RopeCheck:
     stored : bool
     dtype : str
     worst : float or None
-        Largest relative deviation.
+        Largest relative deviation; None where the buffer holds no finite list of frequencies.
     phase_error_rad : float or None
         Largest resulting phase error at frame 1000 (about 10.7 s), in rad.
     verdict : str
@@ -145,6 +147,11 @@ class RopeCheck:
     worst: float | None
     phase_error_rad: float | None
     verdict: str
+
+    @property
+    def as_built(self) -> bool:
+        """Whether the buffer holds what upstream's constructor makes, to float32's rounding."""
+        return self.worst is not None and self.worst < AS_BUILT
 
 
 def implied(weights: "Mapping[str, Tensor] | Mapping[str, StoredTensor]") -> Implied:
@@ -290,6 +297,16 @@ def match_presets(arch: Implied) -> PresetMatch:
     return PresetMatch(matches, tie, nearest, {} if matches else apart[nearest])
 
 
+def standard_rope(count: int) -> "Tensor":
+    """Return 10000^(-2i/d) for i below `count` = d / 2, float64, shape=(count,): what upstream's constructor makes.
+
+    Source: Su et al. 2021 (arXiv:2104.09864), section 3.2.2; ``RotaryEmbedding`` of x_transformers.
+    """
+    import torch
+
+    return ROPE_BASE ** (-torch.arange(count, dtype=torch.float64) / count)
+
+
 def check_rope(weights: "Mapping[str, Tensor]", frame: int = 1000) -> RopeCheck:
     """Compare the stored rotary frequencies with 10000^(-2i/d), in float64.
 
@@ -300,16 +317,15 @@ def check_rope(weights: "Mapping[str, Tensor]", frame: int = 1000) -> RopeCheck:
     stored = weights.get(INV_FREQ)
     if stored is None:
         return RopeCheck(False, "", None, None, "not stored: dim_head must be known from elsewhere")
-    values = stored.double()
-    d = 2 * len(values)
-    exact = ROPE_BASE ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
-    relative = ((values - exact) / exact).abs()
-    worst = float(relative.max()) if torch.isfinite(values).all() else None
-    dtype = str(stored.dtype).removeprefix("torch.")
-    if worst is None:
+    values, dtype = stored.double(), str(stored.dtype).removeprefix("torch.")
+    if values.ndim != 1 or not len(values):
+        return RopeCheck(True, dtype, None, None, f"no list of frequencies: shape {tuple(values.shape)}")
+    if not torch.isfinite(values).all():
         return RopeCheck(True, dtype, None, None, "not finite")
+    exact = standard_rope(len(values))
+    worst = float(((values - exact) / exact).abs().max())
     phase = float(((values - exact).abs() * frame).max())
-    if worst < 1e-5:
+    if worst < AS_BUILT:
         verdict = "as built: 10000^(-2i/d)"
     elif worst < 5e-3:
         verdict = f"rounded to half precision at some time: {phase:.2f} rad off at frame {frame}"
