@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from f5lab import samplers
@@ -32,9 +33,11 @@ def run_bundle(folder: Path, text: str, out: Path, *flags: str) -> None:
     environment = {**os.environ, "PATH": path, "PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
     command = [str(folder / "run.sh"), text, str(out), *flags]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=CLIP_TIMEOUT_S, check=False
-        )
+        with tempfile.TemporaryDirectory(prefix="f5lab-bundle-") as passing:  # upstream leaves its prepared reference
+            environment["TMPDIR"] = passing
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=environment, timeout=CLIP_TIMEOUT_S, check=False
+            )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BundleError(f"run.sh could not speak {text!r} ({error})", next_step="run it by hand") from error
     if done.returncode or not out.is_file():

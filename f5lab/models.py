@@ -4,12 +4,15 @@ Importing ``f5_tts.infer.utils_infer`` switches matplotlib to Agg, edits ``sys.p
 imports it once and undoes the first two; the device is always passed explicitly.
 """
 
+import atexit
 import contextlib
 import functools
 import gc
 import inspect
 import io
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -59,6 +62,7 @@ def upstream() -> SimpleNamespace:
         matplotlib.use(backend, force=True)
     else:
         dict.__setitem__(matplotlib.rcParams, "backend", backend)
+    utils_infer.tempfile_kwargs = {**utils_infer.tempfile_kwargs, "dir": _passing_folder()}
     return SimpleNamespace(
         CFM=CFM, DiT=DiT, MMDiT=MMDiT, UNetT=UNetT, Trainer=Trainer,
         CustomDataset=dataset.CustomDataset, collate_fn=dataset.collate_fn, load_dataset=dataset.load_dataset,
@@ -70,6 +74,20 @@ def upstream() -> SimpleNamespace:
         preprocess_ref_audio_text=utils_infer.preprocess_ref_audio_text,
         vocos=vocos, Vocos=vocos.Vocos,
     )  # fmt: skip
+
+
+def _passing_folder() -> str:
+    """Return a new folder that goes with this process: upstream leaves every reference that it prepares behind."""
+    folder = tempfile.mkdtemp(prefix="f5lab-references-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def prepare_reference(path: Path, text: str) -> tuple[str, str]:
+    """Return what upstream's ``preprocess_ref_audio_text`` makes of a reference: a WAV file, kept as long as this process
+    lives, and the text with its end."""
+    with quiet():
+        return upstream().preprocess_ref_audio_text(str(path), text, show_info=lambda *_: None)
 
 
 @contextlib.contextmanager

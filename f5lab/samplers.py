@@ -271,8 +271,7 @@ def inference_prompt(prompt: Prompt) -> tuple[str, str]:
             next_step="write down what the reference says: upstream would guess it",
         )
     audible(prompt.ref_audio)
-    with models.quiet():
-        return models.upstream().preprocess_ref_audio_text(str(prompt.ref_audio), prompt.ref_text, show_info=_mute)
+    return models.prepare_reference(prompt.ref_audio, prompt.ref_text)
 
 
 def run_inference(

@@ -7,6 +7,7 @@ import random
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -24,7 +25,7 @@ from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import BundleError, CaseError, ModelError
 from f5lab.faults.examinations import Exam
 from f5lab.planted import plants
-from f5lab.specs import Case, load_case
+from f5lab.specs import Case, Recipe, load_case
 from f5lab.spellings import Spelling
 from f5lab.vocabs import Vocab, read_vocab
 from f5lab.weights import architectures
@@ -52,6 +53,11 @@ def spelling(vocab: Vocab) -> Spelling:
 def texts() -> list[str]:
     with SPEECH.open(encoding="utf-8") as f:
         return [row["text"] for row in csv.DictReader(f, delimiter="|")]
+
+
+@pytest.fixture(scope="module")
+def right(case: Case) -> Recipe:
+    return bundles.bundle_recipe(case)
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +184,10 @@ def test_weights_stay_the_cases_own_and_load_strictly_by_upstream(bundle: Path, 
     assert all(torch.equal(loaded.state_dict()[k], v) for k, v in own.items())
 
 
-def test_raw_weights_are_written_where_the_ema_is_at_fault(case: Case, tmp_path: Path) -> None:
+def test_raw_weights_are_written_where_the_ema_is_at_fault(right: Recipe, tmp_path: Path) -> None:
     repaired = load_case(paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml")
     lagging = load_case(plants.plant(["ema-frozen"], repaired, tmp_path / "p"))
-    assert bundles.bundle_recipe(lagging).weights == "raw" and bundles.bundle_recipe(case).weights == "ema"
+    assert bundles.bundle_recipe(lagging).weights == "raw" and right.weights == "ema"
 
 
 @pytest.mark.parametrize("damage", ["another base", "NaN"])
@@ -201,13 +207,13 @@ def test_rotary_frequencies_are_written_anew(damage: str, tmp_path: Path) -> Non
     assert not [note for note in facts["notes"] if note.startswith("Not repaired")]
 
 
-def test_causes_that_a_bundle_leaves_are_named_in_it(case: Case, tmp_path: Path) -> None:
+def test_causes_that_a_bundle_leaves_are_named_in_it(bundle: Path, tmp_path: Path) -> None:
     healthy = load_case(paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml")
     quiet = load_case(plants.plant(["ref-silent-or-quiet"], healthy, tmp_path / "p"))
     exam = Exam(quiet, device="cpu", asr="")
-    (note,) = bundles.not_repaired(exam, bundles.bundle_recipe(quiet))
+    (note,) = bundles.not_repaired(exam, exam.truth.recipe)
     assert note.startswith("Not repaired in here: ") and "(ref-silent-or-quiet)" in note
-    assert not bundles.not_repaired(Exam(case, device="cpu", asr=""), bundles.bundle_recipe(case))
+    assert "Not repaired" not in (bundle / "README.md").read_text(encoding="utf-8")
 
 
 def test_model_file_spells_out_every_option_of_the_constructor(bundle: Path) -> None:
@@ -277,25 +283,25 @@ def test_manifest_has_a_digest_of_every_file_and_no_place_of_this_machine(bundle
     assert "nobody has heard" in (bundle / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_model_trained_on_pinyin_keeps_its_vocab_file(case: Case, tmp_path: Path) -> None:
-    recipe = bundles.bundle_recipe(case).but(front_end="pinyin")
+def test_a_model_trained_on_pinyin_keeps_its_vocab_file(case: Case, right: Recipe, tmp_path: Path) -> None:
+    recipe = right.but(front_end="pinyin")
     facts = bundles.write_bundle(case, tmp_path / "b", recipe=recipe, verify=False, device="cpu")
     assert (tmp_path / "b" / "vocab.txt").read_bytes() == case.training_vocab.read_bytes()
     assert facts["stand_ins"] == {} and not (tmp_path / "b" / "letters.py").exists()
     assert "letters" not in (tmp_path / "b" / "run.sh").read_text(encoding="utf-8")
 
 
-def test_dots_in_a_row_are_noted_not_refused(case: Case, tmp_path: Path) -> None:
+def test_dots_in_a_row_are_noted_not_refused(case: Case, right: Recipe, tmp_path: Path) -> None:
     dotted = case.prompts[1].model_copy(update={"gen_text": "Contou... uma história."})
-    facts = bundles.write_bundle(
-        case.model_copy(update={"prompts": (case.prompts[0], dotted)}), tmp_path / "b", verify=False, device="cpu"
-    )
+    two = case.model_copy(update={"prompts": (case.prompts[0], dotted)})
+    facts = bundles.write_bundle(two, tmp_path / "b", recipe=right, verify=False, device="cpu")
     assert any(note.endswith("raw text has not: p02.") for note in facts["notes"])
 
 
-def test_without_a_vocoder_of_its_own_the_download_is_left_to_upstream(case: Case, tmp_path: Path) -> None:
-    own = bundles.bundle_recipe(case)
-    recipe = own.but(vocoder={"name": "vocos"})
+def test_without_a_vocoder_of_its_own_the_download_is_left_to_upstream(
+    case: Case, right: Recipe, tmp_path: Path
+) -> None:
+    recipe = right.but(vocoder={"name": "vocos"})
     facts = bundles.write_bundle(case, tmp_path / "b", recipe=recipe, verify=False, device="cpu")
     assert not (tmp_path / "b" / "checkpoints").exists() and "downloads vocos" in " ".join(facts["notes"])
     assert "--load_vocoder_from_local" not in (tmp_path / "b" / "run.sh").read_text(encoding="utf-8")
@@ -312,26 +318,24 @@ def test_nothing_is_written_over(case: Case, tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.iterdir()] == ["mine.txt"] and (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_a_failure_leaves_nothing_behind(case: Case, tmp_path: Path) -> None:
-    recipe = bundles.bundle_recipe(case)
+def test_a_failure_leaves_nothing_behind(case: Case, right: Recipe, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not fit"):
         bundles.write_bundle(
-            case, tmp_path / "b", recipe=recipe.but(arch={**recipe.arch, "depth": 5}), verify=False, device="cpu"
+            case, tmp_path / "b", recipe=right.but(arch={**right.arch, "depth": 5}), verify=False, device="cpu"
         )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_stock_command_line_cannot_do_is_refused(case: Case, tmp_path: Path) -> None:
-    recipe = bundles.bundle_recipe(case)
+def test_what_the_stock_command_line_cannot_do_is_refused(case: Case, right: Recipe, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no byte front end"):
-        bundles.write_bundle(case, tmp_path / "b", recipe=recipe.but(front_end="byte"), verify=False, device="cpu")
+        bundles.write_bundle(case, tmp_path / "b", recipe=right.but(front_end="byte"), verify=False, device="cpu")
     with pytest.raises(BundleError, match="bigvgan mels"):
         bundles.write_bundle(
-            case, tmp_path / "b", recipe=recipe.but(mel_spec_type="bigvgan"), verify=False, device="cpu"
+            case, tmp_path / "b", recipe=right.but(mel_spec_type="bigvgan"), verify=False, device="cpu"
         )
     mute = case.model_copy(update={"prompts": (case.prompts[0].model_copy(update={"ref_text": " "}),)})
     with pytest.raises(CaseError, match="no ref_text"):
-        bundles.write_bundle(mute, tmp_path / "b", recipe=recipe, verify=False, device="cpu")
+        bundles.write_bundle(mute, tmp_path / "b", recipe=right, verify=False, device="cpu")
 
 
 # speaking
@@ -373,26 +377,26 @@ def test_run_sh_gives_every_flag_and_runs_where_the_vocoder_is_found(
 
 
 def test_a_command_line_that_fails_or_is_silent_is_an_error(
-    bundle: Path, case: Case, fake_cli: Path, tmp_path: Path
+    bundle: Path, case: Case, right: Recipe, fake_cli: Path, tmp_path: Path
 ) -> None:
     sf.write(fake_cli / "silence.wav", np.zeros(24000, np.float32), 24000)
     with pytest.raises(BundleError, match="silence"):
         bundles.run_bundle(bundle, "Oi.", tmp_path / "a.wav")
     (fake_cli / "fail").touch()
     with pytest.raises(BundleError, match="exit 1: no such model"):
-        bundles.write_bundle(case, tmp_path / "b", device="cpu")
+        bundles.write_bundle(case, tmp_path / "b", recipe=right, device="cpu")
     assert not (tmp_path / "b").exists() and not list(tmp_path.glob(".b-*"))
 
 
 def test_what_was_heard_is_in_the_manifest_and_the_readme(
-    case: Case, fake_cli: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Case, right: Recipe, fake_cli: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ears(given: Case, *, device: str) -> Callable[[list[object]], list[SimpleNamespace]]:
         assert given is case
         return lambda waves: [SimpleNamespace(text="Comprou um livro.") for _ in waves]
 
     monkeypatch.setattr(bundles.oracles, "transcriber", ears)
-    facts = bundles.write_bundle(case, tmp_path / "b", device="cpu")
+    facts = bundles.write_bundle(case, tmp_path / "b", recipe=right, device="cpu")
     assert facts == json.loads((tmp_path / "b" / "bundle.json").read_text(encoding="utf-8"))
     assert [c["prompt"] for c in facts["checks"]] == ["p01", "p03", "p05", "p07"]  # those of the bundle's reference
     assert facts["checks"][0]["cer"] == 0 and facts["mean_cer"] == pytest.approx(
@@ -406,9 +410,9 @@ def test_what_was_heard_is_in_the_manifest_and_the_readme(
 
 @pytest.mark.parametrize("text", ["Contou uma história.", "Oi."])
 def test_spelled_text_through_stock_code_is_the_raw_recipe_sample_for_sample(
-    bundle: Path, case: Case, text: str
+    bundle: Path, case: Case, right: Recipe, text: str
 ) -> None:
-    letters, recipe = letters_of(bundle), bundles.bundle_recipe(case).but(nfe_step=4)
+    letters, recipe = letters_of(bundle), right.but(nfe_step=4)
     prompt = case.prompts[0].model_copy(update={"ref_audio": bundle / "reference.wav", "gen_text": text})
     studio = samplers.Studio("cpu")
     wanted = studio.speak(recipe, prompt, seed=3).wave
@@ -427,12 +431,17 @@ def test_spelled_text_through_stock_code_is_the_raw_recipe_sample_for_sample(
     assert np.array_equal(spoken, wanted.samples)
 
 
-def test_the_stock_command_line_speaks(bundle: Path, case: Case, tmp_path: Path) -> None:
-    copy = tmp_path / "moved away"
+def test_the_stock_command_line_speaks_and_leaves_nothing_behind(
+    bundle: Path, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, passing = tmp_path / "moved away", tmp_path / "passing"
+    passing.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(passing))
     shutil.copytree(bundle, copy)
     bundles.run_bundle(copy, case.prompts[0].gen_text, tmp_path / "out.wav", "--nfe_step", "8", "--device", "cpu")
     wave = load_wave(tmp_path / "out.wav")
     assert wave.rate_hz == 24000 and 0.5 < wave.seconds < 3 and wave.rms > 0.01
+    assert not list(passing.iterdir())
 
 
 def test_a_shifted_vocab_is_repaired_into_a_file(case: Case, tmp_path: Path) -> None:

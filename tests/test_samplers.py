@@ -156,6 +156,20 @@ def test_bad_input_is_named(trained: Path, tmp_path: Path) -> None:
         samplers.Studio("tpu")
 
 
+def test_prepared_references_go_with_the_process(tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    code = f"from f5lab import models; print(models.prepare_reference({str(REF)!r}, 'Oi'), os.path.getsize(models.prepare_reference({str(REF)!r}, 'Oi')[0]))"
+    command = [sys.executable, "-W", "ignore", "-c", f"import os; {code}"]
+    done = subprocess.run(
+        command, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert f"'{tmp_path}/" in done.stdout and "'Oi. '" in done.stdout and int(done.stdout.split()[-1]) > 1000
+    assert not list(tmp_path.iterdir())
+
+
 def test_importing_upstream_leaves_matplotlib_alone() -> None:
     import subprocess
     import sys

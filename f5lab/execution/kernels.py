@@ -77,6 +77,7 @@ def own_kernel() -> Iterator[Path]:
                 "PYTHONPATH": os.pathsep.join(search),
                 "PYTHONHASHSEED": "0",
                 "TQDM_DISABLE": "1",
+                "TMPDIR": str(folder),
                 "IPYTHONDIR": str(folder / "ipython"),
                 "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             },

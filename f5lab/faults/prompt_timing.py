@@ -32,10 +32,7 @@ def timing(prompt: Prompt, recipe: Recipe) -> Timing | None:
     wave = load_wave(prompt.ref_audio)
     if wave.rms < QUIET_RMS or wave.seconds > LONGEST_REFERENCE_S or not prompt.ref_text.strip():
         return None
-    with models.quiet():
-        path, text = models.upstream().preprocess_ref_audio_text(
-            str(prompt.ref_audio), prompt.ref_text, show_info=lambda *_: None
-        )
+    path, text = models.prepare_reference(prompt.ref_audio, prompt.ref_text)
     prepared = load_wave(path).seconds
     try:
         recorded = load_wave(prompt.gen_audio).seconds if prompt.gen_audio else None

@@ -184,12 +184,11 @@ def first_piece(prompt: Prompt, recipe: Recipe) -> Prompt:
     """
     if not prompt.ref_text.strip():
         return prompt  # refused when it is spoken: upstream would guess what the reference says
-    up = models.upstream()
+    path, ref_text = models.prepare_reference(prompt.ref_audio, prompt.ref_text)
+    seconds = load_wave(path).seconds
+    most = int(len(ref_text.encode()) / seconds * (22 - seconds) * recipe.speed)
     with models.quiet():
-        path, ref_text = up.preprocess_ref_audio_text(str(prompt.ref_audio), prompt.ref_text, show_info=lambda *_: None)
-        seconds = load_wave(path).seconds
-        most = int(len(ref_text.encode()) / seconds * (22 - seconds) * recipe.speed)
-        pieces = up.utils_infer.chunk_text(prompt.gen_text, max_chars=most)
+        pieces = models.upstream().utils_infer.chunk_text(prompt.gen_text, max_chars=most)
     if len(pieces) <= 1:
         return prompt
     return prompt.model_copy(update={"gen_text": pieces[0], "gen_audio": None})

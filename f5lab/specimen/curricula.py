@@ -111,8 +111,7 @@ def wave_mel(samples: np.ndarray) -> Tensor:
 
 def prepare_prompt(clip: Clip) -> Prompt:
     """Treat a clip as upstream's inference treats a reference recording, by upstream's own code."""
-    with models.quiet():
-        path, text = models.upstream().preprocess_ref_audio_text(str(clip.path), clip.text, show_info=lambda *_: None)
+    path, text = models.prepare_reference(clip.path, clip.text)
     samples = load_wave(path).samples
     gain = max(1.0, TARGET_RMS / float(np.sqrt(np.mean(np.square(samples)))))
     samples = samples * np.float32(gain)

@@ -167,8 +167,8 @@ def speak_trainer(bench: Bench, condition: Condition, row: int, seed: int) -> Wa
 def speak_inference(bench: Bench, condition: Condition, text: str, prompt: Clip, seed: int) -> Wave:
     """Speak `text` after `prompt` through upstream's ``preprocess_ref_audio_text`` and ``infer_process``."""
     up, model = models.upstream(), condition_model(bench, condition)
+    audio, ref_text = models.prepare_reference(prompt.path, prompt.text)
     with models.quiet(), _front_end(condition.front_end):
-        audio, ref_text = up.preprocess_ref_audio_text(str(prompt.path), prompt.text, show_info=lambda *_: None)
         torch.manual_seed(seed)
         wave, rate, _ = up.infer_process(
             audio, ref_text, text, model, _vocoder(bench.specimen / "vocos"), show_info=lambda *_: None, progress=None,
