@@ -28,7 +28,7 @@ from f5lab.oracles import Scored
 from f5lab.paths import atomic_path, free_folder, sha256_file
 from f5lab.probes import FEW_ITEMS, Bench, Hypothesis, Item, Probe
 from f5lab.specs import Case, Recipe
-from f5lab.statistics import Estimate, bootstrap_mean, paired_difference
+from f5lab.statistics import Estimate, cluster_mean, paired_difference
 
 SOURCES = ("raw", "ema", "base")
 
@@ -218,7 +218,7 @@ class Landscape:
     def change(self, mix: Mix, reference: Mix) -> Estimate:
         """Return how much higher the loss of a mix is than the reference's, as a share of it, paired over recordings."""
         a, b = (self.losses[self.mixes.index(m)] for m in (reference, mix))
-        return bootstrap_mean((b - a) / a.mean())
+        return cluster_mean((b - a) / a.mean())
 
     def honest_change(self, reference: Mix) -> Estimate | None:
         """Return the same for the best mix, chosen anew for each recording from the others.
@@ -232,7 +232,7 @@ class Landscape:
         others = (self.losses.sum(1, keepdims=True) - self.losses) / (count - 1)
         chosen = self.losses[others.argmin(0), np.arange(count)]
         start = self.losses[self.mixes.index(reference)]
-        return bootstrap_mean((chosen - start) / start.mean())
+        return cluster_mean((chosen - start) / start.mean())
 
     @property
     def rows(self) -> list[dict[str, object]]:

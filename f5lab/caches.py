@@ -34,8 +34,8 @@ def read(kind: str, key: str) -> bytes | None:
         stored = path.read_bytes()
     except FileNotFoundError:
         return None
-    except OSError as error:
-        logger.warning("cache entry %s/%s can not be read (%s) and is made again", kind, key, error.strerror)
+    except (OSError, LabError) as error:
+        logger.warning("cache entry %s/%s can not be read (%s) and is made again", kind, key, getattr(error, "strerror", error))
         return None
     head, content = stored[: len(_MAGIC) + 32], stored[len(_MAGIC) + 32 :]
     if head != _MAGIC + _digest(kind, key, content):

@@ -17,7 +17,7 @@ import typer
 
 from f5lab import inert, paths, remedies
 from f5lab.commands import cli_blends, cli_blind, cli_runs, cli_scale
-from f5lab.commands.console import JsonFile, Progress, deliver, say_path
+from f5lab.commands.console import JsonFile, Progress, deliver, say_path, write_json
 from f5lab.errors import LabError, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -223,11 +223,7 @@ def diagnose(
     from f5lab import diagnosis, verdicts
 
     found = diagnosis.diagnose(the_case, device=device, listen=listen, asr=asr)
-    if str(json_file) == "-":
-        sys.stdout.write(verdicts.to_json(found.verdict))
-    else:
-        if json_file is not None:
-            paths.write_text(json_file, verdicts.to_json(found.verdict))
+    if not write_json(verdicts.to_json(found.verdict), json_file):
         typer.echo(verdicts.markdown(found.verdict, found.claims), nl=False)
     if check and any(cause.confidence >= SURE for cause in found.verdict.causes):
         raise typer.Exit(FOUND)

@@ -16,7 +16,7 @@ from f5lab.faults.settings_search import GAIN
 from f5lab.findings import FindingsLog
 from f5lab.probes import Hypothesis
 from f5lab.specs import Case
-from f5lab.verdicts import UNHEARD, Cause, Fix, Refuted, Unknown, Verdict
+from f5lab.verdicts import UNHEARD, UNPROBED, Cause, Fix, Refuted, Unknown, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ DETECTORS: dict[Detector, tuple[str, ...]] = {
 """Every detector with the entries it can name; together they cover the catalogue and the suspects."""
 
 FOLLOWS: dict[str, tuple[str, ...]] = {
+    "ref-text-wrong": ("ema-lag-inherited", "ema-lag-fresh"),  # whose loss is that of a text that the recording does not say
     "sample-rate-mislabelled": (
         "duration-byte-ratio", "ref-text-wrong", "case-folding", "ema-lag-inherited", "ema-lag-fresh",
     ),  # fmt: skip
@@ -123,6 +124,8 @@ def examine(exam: Exam, detectors: Iterable[Detector] | None = None) -> list[Sus
             logger.debug("%s failed", detector.__name__, exc_info=True)
             says = f"{detector.__name__} failed: {type(error).__name__}: {error}"
             found += unknown(DETECTORS.get(detector, ()), says, CRASHED)
+    if exam.truth.problem:
+        found += unknown(UNPROBED, f"The probe could not run: {exam.truth.problem}", "a recording of half a second or more with its text")
     return _settled([*found, *_unexplained(exam, found)])
 
 
@@ -252,7 +255,7 @@ def conclude(case: Case, suspicions: Sequence[Suspicion], notebook: str = NUMBER
     ]  # fmt: skip
     return Verdict(
         case=case.name, run=run, causes=causes,
-        healthy=not causes and not any(s.id in (UNEXPLAINED, HEARD) for s in suspicions),
+        healthy=not causes and not any(s.id in (UNEXPLAINED, HEARD, UNPROBED) for s in suspicions),
         refuted=[Refuted(id=s.id, evidence=[f"{notebook}-{s.id}"]) for s in suspicions if s.outcome == "refuted"],
         unknown=[Unknown(id=s.id, needs=s.needs) for s in suspicions if s.outcome == "unknown"],
     )  # fmt: skip

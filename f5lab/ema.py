@@ -298,7 +298,7 @@ def _judge_with_base(overall: diffs.Sums) -> list[SlotNotice]:
         )
     similar = diffs.vector_cosine((overall.aa + overall.pp - overall.uu) / 2, overall.aa, overall.pp)
     if similar is not None and similar < 0.3:
-        says = f"cosine of raw with the base is {similar:.2f}: not a fine-tune of this base (near 1 expected)"
+        says = f"cosine of raw with the base is {similar:.2f}: not a fine-tune of this base (near 1 expected), or base names another model's"
         notices.append(SlotNotice("scratch-by-accident", says))
     return notices
 

@@ -1,7 +1,7 @@
 """One factor at a time, heard: the inference recipe repaired, each cause repaired or broken alone, scored by CER.
 
-As many prompts, and then seeds, as the interval needs to separate the answer from chance, and no more. Clips of equal length are
-sampled in one batch; clips and transcripts are kept by content.
+How many clips are heard is fixed beforehand: who looks again and again and stops at the first interval without 0 finds
+one where nothing is. Clips of equal length are sampled in one batch; clips and transcripts are kept by content.
 """
 
 import hashlib
@@ -30,10 +30,8 @@ from f5lab.verdicts import Effect
 
 logger = logging.getLogger(__name__)
 
-FIRST, STEP, MOST = 4, 2, 16
-"""(prompt, seed) pairs to begin with, to add, and at most."""
-PROMPTS, SEEDS = 8, 4
-"""Prompts at most, all of them with seed 0 first, and seeds for each."""
+PAIRS = 8
+"""(prompt, seed) pairs of a comparison: that many prompts, or fewer with more seeds."""
 CER = "CER"
 AS_WELL = 0.1
 """Up to this much more CER counts as heard as well."""
@@ -62,12 +60,6 @@ class Comparison:
     def groups(self) -> list[str]:
         """Prompt of each pair."""
         return [s.sample.prompt_id for s in self.before]
-
-    @property
-    def settled(self) -> bool:
-        """Whether the interval excludes 0, or is too narrow for a change that anybody would hear."""
-        low, high = self.change.interval
-        return low > 0 or high < 0 or (high - low) < 0.15
 
     @property
     def effect(self) -> Effect:
@@ -177,8 +169,8 @@ def _versions() -> tuple[str, ...]:
 
 
 def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | None = None) -> Listening:
-    """Hear the whole repair, and each repairable cause alone both ways, on as many prompts as needed."""
-    booth, most = Booth(exam), most_prompts or PROMPTS
+    """Hear the whole repair, and each repairable cause alone both ways, on `PAIRS` clips a side."""
+    booth, most = Booth(exam), most_prompts or PAIRS
     given, right = exam.inference, _repaired(exam)
     whole, problem = None, ""
     try:
@@ -198,7 +190,7 @@ def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | N
             if len(causes) == 1:  # repairing the one cause is the whole repair
                 repaired[item.id], broken[item.id] = whole, whole
                 continue
-            repaired[item.id] = _compare(booth, item.id, given, alone, most, most_pairs=len(whole.before))
+            repaired[item.id] = _compare(booth, item.id, given, alone, most)
             broken[item.id] = _compare(booth, item.id, left, right, most)
         except LabError as error:
             logger.warning("%s was not heard: %s", item.id, error)
@@ -240,18 +232,10 @@ def _switchable(item: Suspicion) -> bool:
     return bool(item.factors) and not {"texts", "duration"} & set(item.factors)
 
 
-def _compare(
-    booth: Booth, name: str, before: Recipe, after: Recipe, most: int, *, most_pairs: int = MOST
-) -> Comparison:
+def _compare(booth: Booth, name: str, before: Recipe, after: Recipe, most: int) -> Comparison:
     prompts = booth.exam.case.prompts[:most]
-    pairs = [(prompt, seed) for seed in range(SEEDS) for prompt in prompts][:most_pairs]
-    count = min(FIRST, len(pairs))
-    while True:
-        sides = [tuple(booth.scored(recipe, pairs[:count])) for recipe in (before, after)]
-        found = Comparison(name, *sides)
-        if count >= len(pairs) or found.settled:
-            return found
-        count = min(count + STEP, len(pairs))
+    pairs = [(prompt, seed) for seed in range(PAIRS) for prompt in prompts][:PAIRS]
+    return Comparison(name, *(tuple(booth.scored(recipe, pairs)) for recipe in (before, after)))
 
 
 def weigh(suspicions: Sequence[Suspicion], heard: Listening) -> list[Suspicion]:

@@ -12,7 +12,7 @@ from f5lab.audio import Wave, load_wave, resample
 from f5lab.errors import AsrError, CaseError
 from f5lab.samplers import Sample
 from f5lab.specs import Case, Prompt
-from f5lab.statistics import Estimate, bootstrap_mean
+from f5lab.statistics import SHARE, Estimate, cluster_mean
 
 MAX_PAIRS = 60
 LEAST_RMS = 0.01
@@ -46,9 +46,11 @@ class Calibration:
 
     @property
     def separates(self) -> bool:
-        """Whether real speech scores clearly better than chance: intervals apart and chance at least 0.3 higher."""
-        real, chance = bootstrap_mean(self.ceiling), bootstrap_mean(self.unrelated)
-        return real.separated_from(chance) and chance.mean - real.mean >= 0.3
+        """Whether real speech scores clearly better than chance: at least 0.3 lower in the mean, and either the intervals
+        are apart or every recording scores better than every unrelated pair."""
+        real, chance = (cluster_mean(side, within=SHARE) for side in (self.ceiling, self.unrelated))
+        apart = real.separated_from(chance) or self.ceiling.max() < self.unrelated.min()
+        return apart and chance.mean - real.mean >= 0.3
 
 
 def real_recordings(case: Case, limit: int | None = None) -> list[tuple[Wave, str]]:
@@ -200,7 +202,7 @@ def score(samples: Sequence[Sample], transcriber: Transcriber) -> list[Scored]:
 
 def mean_cer(scored: Sequence[Scored]) -> Estimate:
     """Return the mean CER with its interval over prompts (seeds of one prompt are drawn together)."""
-    return bootstrap_mean([s.cer for s in scored], [s.sample.prompt_id for s in scored])
+    return cluster_mean([s.cer for s in scored], [s.sample.prompt_id for s in scored], within=SHARE)
 
 
 def score_recordings(prompts: Sequence[Prompt], transcriber: Transcriber) -> float:

@@ -58,7 +58,10 @@ def cache_dir(*parts: str) -> Path:
     """Return (and create) a folder under the user's cache: ``$F5LAB_CACHE`` or ``~/.cache/f5lab``."""
     root = Path(os.environ.get("F5LAB_CACHE") or Path.home() / ".cache" / "f5lab")
     folder = root.joinpath(*parts)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"no cache can be kept in {root} ({error.strerror})", next_step="set F5LAB_CACHE to a folder that can be written") from error
     return folder
 
 

@@ -21,7 +21,8 @@ from f5lab.statistics import Estimate, bootstrap_mean
 
 TIMES = (0.05, 0.2, 0.45, 0.75)
 """Flow times, 0 noise to 1 speech. Text decides at small ones, weights and precision show at all."""
-MAX_SECONDS = 20.0
+LEAST_SECONDS, MAX_SECONDS = 0.5, 20.0
+"""Shorter ones hold no sentence: on fragments wrong settings win."""
 FEW_ITEMS = 3
 """With fewer recordings than this, noise draws are resampled instead of recordings."""
 
@@ -66,10 +67,11 @@ def real_items(case: Case, limit: int = 8) -> list[Item]:
         second = load_wave(prompt.gen_audio, rate_hz=RATE_HZ)
         joined = Wave(np.concatenate([first.samples, second.samples]), RATE_HZ)
         items.append(Item(prompt.id, joined, f"{prompt.ref_text} {prompt.gen_text}", first.seconds))
-    unique = {(item.text, len(item.wave.samples)): item for item in items if item.wave.seconds <= MAX_SECONDS}
+    fit = [item for item in items if LEAST_SECONDS <= item.wave.seconds <= MAX_SECONDS]
+    unique = {(item.text, len(item.wave.samples)): item for item in fit}
     if not unique:
         raise CaseError(
-            "no prompt has a recording of up to 20 s with its text", next_step="give one prompt ref_audio and ref_text"
+            f"no prompt has a recording of {LEAST_SECONDS} to {MAX_SECONDS:.0f} s with its text", next_step="give one prompt ref_audio and ref_text"
         )
     return list(unique.values())
 
@@ -146,7 +148,8 @@ class Probe:
         """Return how much higher the loss of `b` is than that of `a`, as a share of the mean of `a`, paired, 95 %.
 
         The interval is over recordings; with fewer than `FEW_ITEMS` of them it is over noise draws, and says nothing
-        about other recordings.
+        about other recordings. It is a bootstrap's (`statistics.bootstrap_mean`): a rule to decide by, which the calibration
+        holds to account, and of few recordings narrower than it says.
         """
         x, y = self.loss(a).values, self.loss(b).values
         difference = (y - x) / x.mean()

@@ -7,6 +7,10 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 2000
+SHARE = (0.0, 1.0)
+"""What a share, such as a CER that is capped at 1, cannot leave."""
+MANY = 20
+"""Groups from which on the interval of a mean is a bootstrap's, not Student's t."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +45,31 @@ class Estimate:
         return self.high < other.low or other.high < self.low
 
 
-def bootstrap_mean(values: Sequence[float], groups: Sequence[object] | None = None, *, seed: int = 0) -> Estimate:
-    """Return mean and 95 % percentile interval of a cluster bootstrap.
+def cluster_mean(
+    values: Sequence[float], groups: Sequence[object] | None = None, *, within: tuple[float, float] | None = None, seed: int = 0
+) -> Estimate:
+    """Return a mean with its 95 % interval over groups; clips of one prompt are not independent of each other.
 
-    Clips of one prompt are not independent, so whole groups are drawn with replacement (Field and Welsh 2007,
-    "Bootstrapping clustered data", J. R. Stat. Soc. B 69(3)).
+    For what is reported of speech. Below `MANY` groups Student's t on the cluster-robust standard error, with one degree of freedom less than groups
+    (Cameron and Miller 2015, "A Practitioner's Guide to Cluster-Robust Inference", J. Human Resources 50(2), VI.D):
+    a percentile bootstrap of four groups holds the mean in four cases of five only. From `MANY` on that bootstrap,
+    which follows a skewed spread (Field and Welsh 2007, "Bootstrapping clustered data", J. R. Stat. Soc. B 69(3)).
 
     Parameters
     ----------
     values : sequence of float [shape=(k,)]
     groups : sequence [shape=(k,)], optional
         Group (prompt) of each value; left out, each value is a group of its own.
+    within : (float, float), optional
+        What the mean cannot leave, such as 0 and 1 for a CER: the interval ends there.
     seed : int
         Of the resampling.
 
     Returns
     -------
     Estimate
-        With one group there is no interval to estimate: low and high are ``-inf`` and ``inf``.
+        With one group there is no interval to estimate: low and high are ``-inf`` and ``inf``. Equal values have an
+        interval of no width, which says nothing of values that were not seen.
 
     Raises
     ------
@@ -67,26 +78,66 @@ def bootstrap_mean(values: Sequence[float], groups: Sequence[object] | None = No
 
     Examples
     --------
-    >>> estimate = bootstrap_mean([0.1, 0.2, 0.3, 0.2])
-    >>> estimate.n, round(estimate.mean, 3), estimate.low <= estimate.mean <= estimate.high
-    (4, 0.2, True)
+    >>> estimate = cluster_mean([0.1, 0.2, 0.3, 0.2])
+    >>> estimate.n, round(estimate.mean, 3), round(estimate.low, 3), round(estimate.high, 3)
+    (4, 0.2, 0.07, 0.33)
     """
+    data = _finite(values)
+    sums, sizes = _groups(data, groups)
+    mean, count = float(data.mean()), len(sums)
+    if count == 1:
+        return Estimate(mean, -np.inf, np.inf, 1)
+    low, high = _resampled(sums, sizes, seed) if count >= MANY else _by_t(sums, sizes)
+    if within is not None:
+        low, high = np.clip([low, high], *within)
+    return Estimate(mean, float(low), float(high), count)
+
+
+def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Estimate:
+    """Return a mean with the 95 % percentile interval of a bootstrap (Efron 1979), each value a group of its own.
+
+    For rules that the calibration holds to account, such as the probe's. Of few values it is narrower than it says: on
+    normal ones it holds the mean in about 80 % of cases at 4, 88 % at 8 and 93 % at 20.
+
+    Raises
+    ------
+    ValueError
+        No values, or a value that is not finite.
+    """
+    data = _finite(values)
+    if data.size == 1:
+        return Estimate(float(data[0]), -np.inf, np.inf, 1)
+    low, high = _resampled(data, np.ones(data.size, int), seed)
+    return Estimate(float(data.mean()), float(low), float(high), data.size)
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
     data = np.asarray(values, dtype=np.float64)
     if data.size == 0 or not np.isfinite(data).all():
         raise ValueError(f"need finite values, got {data.size} of which {int(np.isfinite(data).sum())} are finite")
-    labels = list(range(data.size)) if groups is None else list(groups)
+    return data
+
+
+def _groups(data: np.ndarray, groups: Sequence[object] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return sum and size of each group, in the order in which they come."""
     members: dict[object, list[int]] = {}
-    for index, label in enumerate(labels):
+    for index, label in enumerate(range(data.size) if groups is None else groups):
         members.setdefault(label, []).append(index)
-    sums = np.array([data[i].sum() for i in members.values()])
-    sizes = np.array([len(i) for i in members.values()])
-    if len(sums) == 1:
-        return Estimate(float(data.mean()), -np.inf, np.inf, 1)
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[draws].sum(1) / sizes[draws].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(data.mean()), float(low), float(high), len(sums))
+    return np.array([data[i].sum() for i in members.values()]), np.array([len(i) for i in members.values()])
+
+
+def _by_t(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    count, total = len(sums), sizes.sum()
+    mean = sums.sum() / total
+    error = np.sqrt(count / (count - 1) * ((sums - mean * sizes) ** 2).sum()) / total
+    half = stats.t.ppf(0.975, count - 1) * error
+    return mean - half, mean + half
+
+
+def _resampled(sums: np.ndarray, sizes: np.ndarray, seed: int) -> tuple[float, float]:
+    draws = np.random.default_rng(seed).integers(0, len(sums), size=(RESAMPLES, len(sums)))
+    low, high = np.quantile(sums[draws].sum(1) / sizes[draws].sum(1), [0.025, 0.975])
+    return low, high
 
 
 def paired_difference(
@@ -95,7 +146,7 @@ def paired_difference(
     """Return the mean of after - before with its interval; pairs share prompt, seed and noise."""
     if len(after) != len(before):
         raise ValueError(f"pairs needed: {len(after)} values after, {len(before)} before")
-    return bootstrap_mean(np.asarray(after, float) - np.asarray(before, float), groups, seed=seed)
+    return cluster_mean(np.asarray(after, float) - np.asarray(before, float), groups, seed=seed)
 
 
 def prompts_needed(spread: float, difference: float, *, power: float = 0.8, level: float = 0.05) -> int:

@@ -14,6 +14,8 @@ FILE = "verdict.json"
 SEEN = 1e-3
 """Changes below this share of their measure are none to speak of."""
 UNHEARD = "listening"
+UNPROBED = "probe"
+"""What stands under ``unknown`` where the weights were not tried on a recording."""
 """Stands under ``unknown`` where clips could not be spoken or heard."""
 Sentence = Annotated[str, BeforeValidator(lambda text: prose(text) if isinstance(text, str) else text)]
 """Text that may quote a file: one line in which everything can be seen."""
@@ -108,7 +110,10 @@ class Verdict(_Part):
         """The verdict in one sentence, and a second one where nothing of it was heard."""
         unheard = " Nothing was listened to." if any(item.id == UNHEARD for item in self.unknown) else ""
         if not self.causes:
-            return "No cause was found." + (" Some suspects could not be judged." if self.unknown else "") + unheard
+            untried = any(item.id == UNPROBED for item in self.unknown)
+            rest = " The weights were not tried on a recording: this clears nothing." if untried else ""
+            rest = rest or (" Some suspects could not be judged." if self.unknown else "")
+            return "No cause was found." + rest + unheard
         names = [f"{catalogue.title_of(cause.id)} ({cause.confidence:.0%})" for cause in self.causes if not cause.slight]
         slight = [catalogue.title_of(cause.id) for cause in self.causes if cause.slight]
         parts = ["Cause: " + ", then ".join(names) + "."] if names else []

@@ -11,7 +11,7 @@ from f5lab import metrics, paths, speakers
 from f5lab.audio import load_wave
 from f5lab.specimen.curricula import read_clips
 from f5lab.specs import Case
-from f5lab.statistics import bootstrap_mean
+from f5lab.statistics import cluster_mean
 
 SPEECH = "speech/ptbr"
 """Below ``data/``: the bundled recordings, two synthetic voices."""
@@ -40,7 +40,7 @@ class VoiceControls:
         """Whether the measure tells speakers apart here: at least 3 values a side, and their intervals apart."""
         if min(len(self.same), len(self.other)) < 3:
             return False
-        same, other = bootstrap_mean(self.same), bootstrap_mean(self.other)
+        same, other = cluster_mean(self.same), cluster_mean(self.other)
         return same.low > other.high
 
     @property

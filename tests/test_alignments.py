@@ -152,13 +152,13 @@ def test_conclusions_need_more_than_one_recording() -> None:
 
 def test_the_specimens_diagonal_is_there_as_trained_and_lost_with_its_faults(tmp_path: Path) -> None:
     case = load_case(paths.default_case())
-    exam = Exam(case, device="cpu", asr="", limit=4)
+    exam = Exam(case, device="cpu", asr="", limit=6)
     trained = samplers.repaired_recipe(case)
     first, *rest = trained.vocab.read_text(encoding="utf-8").splitlines()
     shuffled = [rest[i] for i in np.random.default_rng(0).permutation(len(rest))]
     (tmp_path / "vocab.txt").write_text("\n".join([first, *shuffled]) + "\n", encoding="utf-8")
     targets = alignments.targets(case, exam.probe.items)
-    assert [t.text for t in targets] == [p.gen_text for p in case.prompts[:4]]
+    assert [t.text for t in targets] == [p.gen_text for p in case.prompts[:6]]
     recipes = [trained, samplers.inference_recipe(case), trained.but(vocab=tmp_path / "vocab.txt")]
     healthy, *broken = (alignments.align_all(exam.probe.bench, recipe, targets) for recipe in recipes)
     assert healthy.order.mean > 0.4 and healthy.order.low > 0.2

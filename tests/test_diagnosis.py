@@ -12,7 +12,7 @@ from f5lab.faults.examinations import Exam, Suspicion, cause
 from f5lab.findings import FindingsLog
 from f5lab.planted import plants
 from f5lab.specs import Case, Prompt, Vocoder, load_case
-from f5lab.statistics import bootstrap_mean
+from f5lab.statistics import cluster_mean
 
 DATA = paths.data_dir()
 HEALTHY = DATA / "cases" / "ptbr-repaired" / "case.yaml"
@@ -79,7 +79,7 @@ def test_options_are_not_guessed_where_the_text_does_not_matter(monkeypatch: pyt
     from f5lab import probes
     from f5lab.probes import Gate
 
-    monkeypatch.setattr(probes, "text_gate", lambda *_: Gate(bootstrap_mean([0.0, 0.001, -0.001])))
+    monkeypatch.setattr(probes, "text_gate", lambda *_: Gate(cluster_mean([0.0, 0.001, -0.001])))
     answers = {s.id: s for s in diagnosis.examine(Exam(loose(), device="cpu", asr=""))}
     assert answers["arch-flags-v0-as-v1"].outcome == "unknown" and "config" in answers["arch-flags-v0-as-v1"].needs
     assert answers["vocab-permuted"].outcome == "unknown"

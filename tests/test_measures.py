@@ -71,24 +71,46 @@ def test_mel_l1_and_speaker_cosine() -> None:
     assert metrics.speaker_cosine(np.zeros(2), np.ones(2)).value is None
 
 
-def test_bootstrap_covers_the_mean_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(1)
-    hits = [(e := statistics.bootstrap_mean(rng.normal(0.5, 0.2, 30))).low <= 0.5 <= e.high for _ in range(200)]
-    assert 0.87 <= np.mean(hits) <= 0.99
+@pytest.mark.parametrize("prompts", [2, 3, 4, 8, 30])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_intervals_hold_the_mean_as_often_as_they_say(prompts: int, seeds: int) -> None:
+    rng, hits = np.random.default_rng(prompts), []
+    for _ in range(400):
+        values = 0.5 + np.repeat(rng.normal(0, 0.2, prompts), seeds) + rng.normal(0, 0.1, prompts * seeds)
+        found = statistics.cluster_mean(values, np.repeat(range(prompts), seeds))
+        hits.append(found.low <= 0.5 <= found.high)
+    assert 0.91 <= np.mean(hits) <= 0.98
+
+
+@pytest.mark.parametrize("count, share", [(4, 0.80), (8, 0.88), (20, 0.93)])
+def test_a_bootstrap_of_few_holds_the_mean_as_seldom_as_its_docstring_says(count: int, share: float) -> None:
+    rng = np.random.default_rng(count)
+    hits = [(e := statistics.bootstrap_mean(rng.normal(0, 1, count))).low <= 0 <= e.high for _ in range(600)]
+    assert np.mean(hits) == pytest.approx(share, abs=0.045) and f"{100 * share:.0f} %" in statistics.bootstrap_mean.__doc__
+
+
+def test_an_interval_of_few_is_the_textbooks_and_stays_within_bounds() -> None:
+    from scipy import stats
+
+    values = [0.1, 0.4, 0.2, 0.6]
+    found = statistics.cluster_mean(values)
+    half = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) / 2
+    assert found.interval == pytest.approx((np.mean(values) - half, np.mean(values) + half))
+    assert statistics.cluster_mean(values, within=statistics.SHARE).interval == pytest.approx((0, found.high))
 
 
 def test_seeds_of_one_prompt_do_not_count_as_prompts() -> None:
     values = [0.1, 0.9, 0.2, 0.8]
-    clustered = statistics.bootstrap_mean(np.repeat(values, 50), np.repeat(range(4), 50))
-    naive = statistics.bootstrap_mean(np.repeat(values, 50))
+    clustered = statistics.cluster_mean(np.repeat(values, 50), np.repeat(range(4), 50))
+    naive = statistics.cluster_mean(np.repeat(values, 50))
     assert clustered.n == 4 and clustered.high - clustered.low > 3 * (naive.high - naive.low)
-    assert statistics.bootstrap_mean([0.5, 0.6], ["p", "p"]).interval == (-np.inf, np.inf)
+    assert statistics.cluster_mean([0.5, 0.6], ["p", "p"]).interval == (-np.inf, np.inf)
 
 
 @pytest.mark.parametrize("values", [[], [0.1, np.nan]])
 def test_bootstrap_refuses_nothing_and_nan(values: list[float]) -> None:
     with pytest.raises(ValueError, match="need finite values"):
-        statistics.bootstrap_mean(values)
+        statistics.cluster_mean(values)
     with pytest.raises(ValueError, match="pairs needed"):
         statistics.paired_difference([1.0], [1.0, 2.0])
 

@@ -16,7 +16,7 @@ import toy_tasks
 import yaml
 
 from f5lab import paths
-from f5lab.errors import CaseError, RunError
+from f5lab.errors import AsrError, CaseError, RunError
 from f5lab.scale import sweep_specs, sweep_tasks, sweeps
 from f5lab.specs import load_case
 
@@ -171,7 +171,8 @@ def test_two_cases_are_compared_within_each(tmp_path: Path) -> None:
         0.5 + 0.1 * (frame["weights"] == "ema") + 0.3 * (frame["case"] == "other") + 0.01 * frame["nfe_step"] / 8
     )
     found = sweeps.best(frame)
-    assert found.best == "weights raw, nfe_step 8" and found.decided and found.value.n == 4
+    assert found.best == "weights raw, nfe_step 8" and found.decided
+    assert found.value.n == 2  # the same two prompts in both cases are two, not four
     assert sweeps.summarise(frame)[0]["case"] == "ptbr"
 
 
@@ -204,6 +205,14 @@ def test_a_plot_shows_the_means_of_the_rows(tmp_path: Path) -> None:
         sweeps.plot(frame, x="steps")
     with pytest.raises(RunError, match="duration_ratio was not measured"):
         sweeps.plot(frame, y="duration_ratio")
+
+
+def test_a_case_that_states_another_language_than_is_spoken_is_refused(tmp_path: Path) -> None:
+    text = Path(CASE).read_text(encoding="utf-8").replace("language: pt", "language: en")
+    (tmp_path / "case.yaml").write_text(text.replace("../../", f"{paths.data_dir()}/"), encoding="utf-8")
+    told = {"cases": [str(tmp_path / "case.yaml")], "prompts": 2}
+    with pytest.raises(AsrError, match="Whisper would translate"):
+        list(expand(tmp_path, told | {"measures": ["cer"]}))
 
 
 def test_a_language_that_no_case_states_is_heard_once_for_all_tasks(tmp_path: Path) -> None:

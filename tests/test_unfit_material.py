@@ -10,7 +10,7 @@ import pytest
 
 from f5lab import audio, diagnosis, listening, models, oracles, paths, statistics
 from f5lab.audio import Wave
-from f5lab.errors import AsrError, CaseError, ModelError
+from f5lab.errors import AsrError, CaseError, LabError, ModelError, RunError, UsageError
 from f5lab.faults import audio_faults, suspects, text_faults, weight_faults
 from f5lab.faults.examinations import Exam, Suspicion
 from f5lab.listening import Comparison, Listening
@@ -18,7 +18,7 @@ from f5lab.planted import plants
 from f5lab.samplers import Sample
 from f5lab.specs import Case, Inference, Prompt, Vocoder, load_case, name_of
 from f5lab.statistics import Estimate
-from f5lab.verdicts import UNHEARD, Unknown, Verdict
+from f5lab.verdicts import UNHEARD, UNPROBED, Unknown, Verdict
 
 HEALTHY = paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml"
 
@@ -177,7 +177,7 @@ def test_a_verdict_by_no_ear_says_so() -> None:
 
 
 def test_one_prompt_has_no_interval() -> None:
-    assert str(statistics.bootstrap_mean([0.5])) == "0.500, no interval from one, n=1"
+    assert str(statistics.cluster_mean([0.5])) == "0.500, no interval from one, n=1"
 
 
 @pytest.mark.parametrize(
@@ -210,3 +210,77 @@ def test_what_remains_is_measured_against_the_prompts_own_recordings(case: Case)
         scored = tuple(oracles.score(samples, exam.transcriber))
         rest = listening.remaining(exam, Listening(Comparison("all", scored, scored), {}, {}))
         assert rest is not None and low <= rest.mean <= high and rest.n == 3
+
+
+# what would have been a plausible answer
+
+
+def test_without_the_probe_no_case_is_healthy(case: Case) -> None:
+    mute = told(case, prompts=tuple(p.model_copy(update={"ref_text": ""}) for p in case.prompts))
+    found = diagnosis.diagnose(mute, device="cpu", listen=False, asr="")
+    assert not found.verdict.healthy and UNPROBED in {item.id for item in found.verdict.unknown}
+    assert "clears nothing" in found.verdict.headline
+
+
+def test_a_base_that_is_the_checkpoint_is_refused(case: Case, tmp_path: Path) -> None:
+    copy = tmp_path / "base.pt"
+    copy.write_bytes(case.checkpoint.read_bytes())
+    for base in (case.checkpoint, copy):
+        with pytest.raises(CaseError, match="base is the checkpoint itself"):
+            Exam(told(case, base=base), device="cpu", asr="")
+
+
+@pytest.mark.parametrize("seconds, says", [(0.1, "too short to say a text"), (0.4, "no prompt has a recording of 0.5")])
+def test_a_fragment_is_no_recording(case: Case, tmp_path: Path, seconds: float, says: str) -> None:
+    wave = audio.load_wave(case.prompts[0].ref_audio)
+    cut = audio.save_flac(tmp_path / "cut.flac", Wave(wave.samples[: int(seconds * wave.rate_hz)], wave.rate_hz))
+    prompt = case.prompts[0].model_copy(update={"ref_audio": cut, "gen_audio": None})
+    with pytest.raises(LabError, match=says):
+        _ = Exam(told(case, prompts=(prompt,)), device="cpu", asr="").probe
+
+
+def test_a_vocoder_is_not_judged_by_recordings_that_nobody_understands(case: Case, tmp_path: Path) -> None:
+    noise = Wave(np.random.default_rng(0).normal(0, 0.1, 36_000).astype(np.float32), 24_000)
+    path = audio.save_flac(tmp_path / "noise.flac", noise)
+    prompt = case.prompts[0].model_copy(update={"ref_audio": path, "gen_audio": None})
+    exam = Exam(told(case, prompts=(prompt,)), device="cpu")
+    exam.hear = lambda wave: "outra coisa"  # type: ignore[method-assign]
+    (found,) = audio_faults.detect_vocoder(exam)
+    assert found.outcome == "unknown" and "not heard as their texts" in found.claim
+    exam.hear = lambda wave: prompt.ref_text  # type: ignore[method-assign]
+    assert audio_faults.detect_vocoder(exam)[0].confidence == 0.95
+
+
+def test_a_wrong_reference_text_explains_a_lagging_average(case: Case) -> None:
+    both = [Suspicion(name, "cause", "Seen.", 0.9, 0.5) for name in ("ref-text-wrong", "ema-lag-inherited")]
+    assert [item.id for item in diagnosis._settled(both) if item.outcome == "cause"] == ["ref-text-wrong"]
+
+
+def test_how_many_clips_are_heard_does_not_depend_on_what_is_heard(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    asked = []
+
+    def scored(recipe: object, pairs: list[tuple[Prompt, int]]) -> list[object]:
+        asked.append([(prompt.id, seed) for prompt, seed in pairs])
+        return []
+
+    for prompts, per_prompt in ((case.prompts[:8], 1), (case.prompts[:2], 4)):
+        booth = SimpleNamespace(exam=SimpleNamespace(case=told(case, prompts=prompts)), scored=scored)
+        listening._compare(booth, "x", None, None, 8)  # type: ignore[arg-type]
+        assert asked[-1] == asked[-2] == [(p.id, seed) for seed in range(per_prompt) for p in prompts]
+
+
+def test_a_file_that_is_no_result_is_not_written_over(tmp_path: Path, case: Case) -> None:
+    from f5lab.commands import console
+    from f5lab.scale import sweeps
+
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    (tmp_path / "case.yaml").write_text("name: mine")
+    with pytest.raises(UsageError, match="would write over"):
+        console.spare_page(tmp_path / "mine.html")
+    with pytest.raises(UsageError, match="would write over"):
+        console.write_json("{}", tmp_path / "case.yaml")
+    with pytest.raises(RunError, match="not the result of a sweep"):
+        sweeps.spare(tmp_path / "case.yaml")
+    (tmp_path / "page.html").write_bytes(b"<!DOCTYPE html>" + console.PAGE_MARK)
+    assert console.spare_page(tmp_path / "page.html").is_file() and sweeps.spare(tmp_path / "new.parquet")
+    assert all(console.PAGE_MARK.decode() in t.read_text() for t in paths.TEMPLATES.rglob("*.j2") if "<html" in t.read_text())

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperCommand
 
 from f5lab import paths
-from f5lab.commands.console import JsonFile, deliver
+from f5lab.commands.console import JsonFile, deliver, spare_page
 from f5lab.errors import RunError, UsageError
 
 WORSE = 3
@@ -73,7 +73,7 @@ def compare_runs(
     found = comparisons.compare(a, b)
     if out is not None:
         _require_ending(out, ".html")
-        paths.write_text(out, comparisons.page(found, a, b))
+        paths.write_text(spare_page(out), comparisons.page(found, a, b))
     deliver(found.report() if json_file else _short(found), json_file)
     if out is not None and str(json_file) != "-":
         typer.echo(str(out))
@@ -116,6 +116,8 @@ def share_run(
         raise UsageError("nothing to do", expected="--out FILE.html, or --markdown")
     if out is not None:
         _require_ending(out, ".html", *((".zip",) if zip_ else ()))
+        if out.suffix.lower() == ".html":
+            spare_page(out)
     hidden = sharing.wishes(redact)
     shared = sharing.share(runs.open_run(runs.find_run(run)), out, redact=hidden, archive=zip_)
     if markdown:

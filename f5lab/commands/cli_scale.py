@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from f5lab import inert, paths
-from f5lab.commands.console import JsonFile, say_path
+from f5lab.commands.console import JsonFile, say_path, write_json
 from f5lab.errors import RunError, UsageError
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
@@ -86,11 +85,8 @@ def _show_row(row: dict[str, Any]) -> None:
 
 def _deliver(told: dict[str, Any], rows: list[dict[str, Any]], page: Path, json_file: Path | None) -> None:
     """Show a result for people, or write it as JSON where that was asked for."""
-    if str(json_file) == "-":
-        sys.stdout.write(inert.json_text(told) + "\n")
+    if write_json(inert.json_text(told) + "\n", json_file):
         return
-    if json_file is not None:
-        paths.write_text(json_file, inert.json_text(told) + "\n")
     from rich.console import Console
     from rich.text import Text
 
@@ -138,6 +134,7 @@ def sweep(
     from f5lab import models
     from f5lab.scale import sweep_specs, sweep_tasks, sweeps
 
+    out = sweeps.spare((out or Path(f"{file.stem}.parquet")).expanduser())
     device = models.pick_device(device)
     tasks = list(sweep_tasks.expand(sweep_specs.load_sweep(file), device=device, threads=threads))
     jobs = jobs or (min(4, os.cpu_count() or 1) if device == "cpu" else 1)
@@ -146,7 +143,7 @@ def sweep(
             tasks, sweep_tasks.perform, engine=engine, jobs=jobs, address=address, cpus=threads,
             gpus=0 if device == "cpu" else gpus, watch=watch
         )  # fmt: skip
-    out = sweeps.write_parquet(outcome.rows, (out or Path(f"{file.stem}.parquet")).expanduser())
+    out = sweeps.write_parquet(outcome.rows, out)
     frame = sweeps.read(out)
     told = {"rows": len(outcome.rows), "computed": outcome.computed, "cached": outcome.cached, "seconds": outcome.seconds,
             "engine": engine, "device": device, "out": str(out), "best": sweeps.conclude(frame), "notes": [], "failed": outcome.failed,

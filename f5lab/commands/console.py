@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 RUN_FILES = ("run.json", "verdict.json")
 PIPE_COLUMNS = 200
+PAGE_MARK = b'<meta name="generator" content="f5lab">'
 
 
 def __getattr__(name: str) -> Any:
@@ -30,16 +31,40 @@ def __getattr__(name: str) -> Any:
 
 def deliver(report: Mapping[str, Any], json_file: Path | None) -> None:
     """Show a command's result for people and, when asked for, write it as JSON."""
-    text = inert.json_text(report, default=_plain) + "\n"
+    if not write_json(inert.json_text(report, default=_plain) + "\n", json_file):
+        _show(report, _console(sys.stdout))
+
+
+def write_json(text: str, json_file: Path | None) -> bool:
+    """Write JSON where ``--json`` asks for it; return whether that was standard output, so that nothing else is shown.
+
+    Raises
+    ------
+    UsageError
+        A file would be written over that is no earlier result.
+    """
     if str(json_file) == "-":
         sys.stdout.write(text)
-        return
+        return True
     if json_file is not None and _is_a_stream(json_file):
         with json_file.open("w", encoding="utf-8") as f:
             f.write(text)
     elif json_file is not None:
         paths.write_text(_spare(json_file), text)
-    _show(report, _console(sys.stdout))
+    return False
+
+
+def spare_page(out: Path) -> Path:
+    """Return the HTML file to write, unless what lies there is no page of f5lab's.
+
+    Raises
+    ------
+    UsageError
+        It would be written over.
+    """
+    if out.is_symlink() or (out.exists() and PAGE_MARK not in out.read_bytes()[:4000]):
+        raise UsageError(f"--out {out} would write over a file", expected="a new file, or an earlier page of f5lab's")
+    return out
 
 
 def _console(stream: Any) -> Any:

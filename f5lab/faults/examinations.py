@@ -4,14 +4,15 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from f5lab import checkpoints, ema, models, oracles, probes, samplers
+from f5lab import checkpoints, ema, models, oracles, probes, provenance, samplers
 from f5lab.asr import Transcriber
 from f5lab.audio import Wave, load_wave
-from f5lab.errors import CaseError, LabError
+from f5lab.errors import AudioError, CaseError, LabError
 from f5lab.faults.settings_search import Truth, dataset_front_end, find_truth
 from f5lab.probes import Hypothesis, Item, Probe
 from f5lab.specs import Arch, Case, Inference, Recipe, Weights
@@ -21,6 +22,8 @@ from f5lab.weights import architectures
 
 Outcome = Literal["cause", "refuted", "unknown"]
 LOSS = "flow-matching loss, share unexplained"
+LEAST_S = 0.25
+"""A shorter recording is none of a text."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,12 @@ class Exam:
         self.asr = asr
         self.checkpoint = checkpoints.open_checkpoint(case.checkpoint)
         self.base = checkpoints.open_checkpoint(case.base) if case.base else None
+        if self.base is not None and _same_file(case.checkpoint, self.base.path):
+            raise CaseError("base is the checkpoint itself", next_step="give what training started from, or leave base out")
         for prompt in case.prompts:  # what is no recording must not become a verdict
             for path in (prompt.ref_audio, prompt.gen_audio, prompt.spoken_audio):
-                if path is not None:
-                    load_wave(path)
+                if path is not None and (wave := load_wave(path)).seconds < LEAST_S:
+                    raise AudioError(f"{path} lasts {wave.seconds:.2g} s: too short to say a text")
 
     @cached_property
     def study(self) -> ema.Study:
@@ -229,6 +234,10 @@ def span(estimate: Estimate, factor: float = 1.0) -> tuple[float, float] | None:
     """Return an estimate's interval times a factor; None where there is none."""
     values = sorted(factor * value for value in estimate.interval)
     return (values[0], values[1]) if all(abs(v) != float("inf") for v in values) else None
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    return a.stat().st_size == b.stat().st_size and provenance.fingerprint(a).sha256 == provenance.fingerprint(b).sha256
 
 
 def _ended(text: str) -> str:

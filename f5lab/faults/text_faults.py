@@ -227,7 +227,8 @@ def detect_capitals(exam: Exam) -> list[Suspicion]:
         if not has_capitals
         else "the loss falls without them"
     )
-    claim = f"The texts have {capitals} capitals, and training saw none: {why}."
+    saw = "training saw none" if folded or not has_capitals else "training seems to have seen none or few"
+    claim = f"The texts have {capitals} capitals, and {saw}: {why}."
     return [cause("case-folding", claim, 0.95 if folded or not has_capitals else 0.85, 0.35, value=float(capitals),
                   unit="capitals", settings={"texts": "in small letters"}, factors=("texts",))]  # fmt: skip
 

@@ -50,7 +50,7 @@ def _slot_faults(exam: Exam, notices: Mapping[str, str]) -> list[Suspicion]:
                       unit="largest weight of proj_out", factors=("weights",), settings={"weights": "raw"})]  # fmt: skip
     if not exam.checkpoint.labelled and exam.inference.weights == "ema":
         claim = ("The file does not say which weights it holds and is loaded as EMA; without the ema_model. prefix it is what "
-                 "prune_checkpoint(save_ema=False) makes of the raw ones.")  # fmt: skip
+                 "prune_checkpoint(save_ema=False) makes of the raw ones, or an EMA whose prefix a converter dropped.")  # fmt: skip
         return [
             cause("raw-in-ema-slot", claim, 0.7, 0.05, limitation="A converter may have dropped the prefix of an EMA.")
         ]
@@ -61,7 +61,8 @@ def _slot_faults(exam: Exam, notices: Mapping[str, str]) -> list[Suspicion]:
     severity = {"raw-in-ema-slot": 0.05, "raw-ema-swapped": 0.3, "ema-frozen": 0.5}.get(first, 0.9)
     settings = {"weights": "raw"} if first in ("ema-frozen", "ema-uninitialised", "raw-ema-swapped") else {}
     factors = ("weights",) if settings else ()
-    return [cause(first, _sentence(notices[first]), 0.99 if first != "raw-ema-swapped" else 0.95, severity,
+    confidence = {"raw-ema-swapped": 0.95, "scratch-by-accident": 0.8}.get(first, 0.99)
+    return [cause(first, _sentence(notices[first]), confidence, severity,
                   factors=factors, settings=settings, **_slot_numbers(exam, first))]  # fmt: skip
 
 
@@ -150,8 +151,8 @@ def detect_stale(exam: Exam) -> list[Suspicion]:
     update, folder = exam.checkpoint.update, exam.case.training.samples
     named = re.fullmatch(r"model_(\d+)", exam.case.checkpoint.stem)
     if update is not None and named and int(named[1]) != update:
-        claim = f"The file is called {exam.case.checkpoint.name} and holds update {update}."
-        return [cause("stale-checkpoint", claim, 0.9, 0.5, value=update, unit="update")]
+        claim = f"The file is called {exam.case.checkpoint.name} and holds update {update}, unless somebody renamed it."
+        return [cause("stale-checkpoint", claim, 0.75, 0.5, value=update, unit="update")]
     numbers = _sample_updates(exam)
     if update is None or not numbers:
         missing = "logged samples" if update is not None else "the checkpoint's update"

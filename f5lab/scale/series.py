@@ -21,7 +21,7 @@ from f5lab.scale.ledgers import Ledger
 from f5lab.scale.series_rows import Bench, Booth
 from f5lab.scale.trends import Choice, choose
 from f5lab.specs import Case, load_case, name_of
-from f5lab.statistics import bootstrap_mean
+from f5lab.statistics import SHARE, cluster_mean
 
 LEDGER = "rows.jsonl"
 LOSS = "probe loss"
@@ -317,9 +317,9 @@ def mean_interval(row: dict[str, Any], part: str, slot: str) -> tuple[float, flo
         return None
     if part == "probe":
         array = np.asarray(value["values"], float)
-        found = bootstrap_mean(array.mean(1) if len(array) >= 3 else array.ravel())
+        found = cluster_mean(array.mean(1) if len(array) >= 3 else array.ravel())
     else:
-        found = bootstrap_mean([c["cer"] for c in value["clips"]], [c["prompt"] for c in value["clips"]])
+        found = cluster_mean([c["cer"] for c in value["clips"]], [c["prompt"] for c in value["clips"]], within=SHARE)
     return found.mean, found.low, found.high
 
 

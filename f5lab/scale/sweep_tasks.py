@@ -39,10 +39,12 @@ def expand(sweep: Sweep, *, device: str, threads: int) -> Iterator[dict[str, Any
     ------
     CaseError
         A case, checkpoint or prompt of the sweep is not there, or a case says nothing about the architecture.
+    AsrError
+        A case's recordings are in another language than it states, or in none that can be told.
     """
     for case, checkpoint in find_cases(sweep):
         language = case.language
-        if "cer" in sweep.measures and "language" not in case.model_fields_set:
+        if "cer" in sweep.measures:
             language = oracles.transcriber(case, sweep.asr, models.pick_device(device)).language
         for name, settings in sweep.combinations:
             recipe = recipe_of(case, checkpoint, settings)

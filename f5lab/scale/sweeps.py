@@ -22,7 +22,7 @@ from f5lab.paths import atomic_path, existing_file
 from f5lab.scale import engines
 from f5lab.scale.engines import Done, Perform, Task
 from f5lab.scale.trends import Choice, choose, panels
-from f5lab.statistics import bootstrap_mean
+from f5lab.statistics import SHARE, cluster_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ SCHEMA = pa.schema([
     ("start", pa.string()), ("path", pa.string()), ("weights", pa.string()), ("front_end", pa.string()),
     ("mel_spec_type", pa.string()), ("precision", pa.string()), ("arch", pa.string()), ("nfe_step", pa.int64()),
     ("cfg_strength", pa.float64()), ("sway_sampling_coef", pa.float64()), ("speed", pa.float64()),
-    ("fix_duration", pa.float64()), ("prompt", pa.string()), ("seed", pa.int64()), ("cer", pa.float64()),
+    ("fix_duration", pa.float64()), ("prompt", pa.string()), ("text", pa.string()), ("reference", pa.string()), ("seed", pa.int64()), ("cer", pa.float64()),
     ("heard", pa.string()), ("loss", pa.float64()), ("duration_ratio", pa.float64()), ("speaker_similarity", pa.float64()),
     ("forwards", pa.int64()), ("cost_frames", pa.int64()), ("notes", pa.string()), ("problem", pa.string()), ("key", pa.string()),
 ])  # fmt: skip
@@ -145,9 +145,28 @@ def _row(told: dict[str, Any], measured: dict[str, Any], names: dict[str, str]) 
     row = {name: recipe.get(name) for name in SCHEMA.names} | {
         "case": told["case"], "checkpoint": names[sha256], "recipe": told["recipe_name"], "start": told["start"],
         "checkpoint_sha256": sha256, "arch": json.dumps(recipe["arch"], sort_keys=True),
-        "prompt": told["prompt"]["id"], "seed": told["seed"], "key": told["key"], "notes": "", "problem": "",
+        "prompt": told["prompt"]["id"], "text": told["prompt"]["gen_text"],
+        "reference": Path(told["prompt"]["ref_audio"]).name, "seed": told["seed"], "key": told["key"], "notes": "", "problem": "",
     }  # fmt: skip
     return row | {name: value for name, value in measured.items() if name in SCHEMA.names}
+
+
+def spare(out: Path) -> Path:
+    """Return the file to write, unless what lies there is not the result of a sweep.
+
+    Raises
+    ------
+    RunError
+        It would be written over.
+    """
+    if out.is_file():
+        try:
+            ours = {"recipe", "prompt", "seed", "key"} <= set(pq.read_schema(out).names)
+        except (pa.ArrowInvalid, OSError):
+            ours = False
+        if not ours:
+            raise RunError(f"{out} exists and is not the result of a sweep", next_step="name another file: --out FILE.parquet")
+    return out
 
 
 def write_parquet(rows: Iterable[dict[str, Any]], out: Path) -> Path:
@@ -201,7 +220,7 @@ def summarise(frame: pd.DataFrame) -> list[dict[str, Any]]:
             usable = rows[rows[name].notna()]
             shown[name] = float(usable[name].mean()) if len(usable) else None
             if name in ("cer", "loss") and len(usable):
-                found = bootstrap_mean(usable[name].astype(float).tolist(), usable["prompt"].tolist())
+                found = cluster_mean(usable[name].astype(float).tolist(), usable["prompt"].tolist(), within=SHARE if name == "cer" else None)
                 shown[f"{name} 95 %"] = (
                     f"{found.low:.3f} to {found.high:.3f}" if np.isfinite(found.low) else "one prompt"
                 )
@@ -235,7 +254,7 @@ def best(frame: pd.DataFrame, measure: str = "cer") -> Choice | None:
             name = ", ".join(f"{k} {v}" for k, v in values.items())
             candidates[name], groups = (
                 rows[measure].astype(float).tolist(),
-                (rows["case"] + "/" + rows["prompt"]).tolist(),
+                list(zip(rows["text"], rows["reference"])),  # the same material in two cases is no second prompt
             )
     return choose({"cer": "CER", "loss": "probe loss"}.get(measure, measure), candidates, groups)
 
@@ -283,7 +302,7 @@ def plot(
     lines = [("", used)] if by is None else [(str(v), part) for v, part in used.groupby(by, sort=False, dropna=False)]
     for number, (name, part) in enumerate(lines):
         points = [(i, part[part[x].isna()] if v is None else part[part[x] == v]) for i, v in enumerate(ticks)]
-        found = [(i, bootstrap_mean(p[y].astype(float).tolist(), p["prompt"].tolist())) for i, p in points if len(p)]
+        found = [(i, cluster_mean(p[y].astype(float).tolist(), p["prompt"].tolist(), within=SHARE if y == "cer" else None)) for i, p in points if len(p)]
         at = [i + 0.06 * (number - (len(lines) - 1) / 2) for i, _ in found]
         colour = PALETTE[number % len(PALETTE)]
         ax.plot(at, [e.mean for _, e in found], marker="os^Dv"[number % 5], ms=4, lw=1.2, color=colour, label=name[:60])

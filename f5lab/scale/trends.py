@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from f5lab.plots import PALETTE
-from f5lab.statistics import Estimate, bootstrap_mean, paired_difference
+from f5lab.statistics import Estimate, cluster_mean, paired_difference
 
 FEW_GROUPS = 3
 """With fewer recordings than this, noise draws are resampled instead, as the probe does."""
@@ -117,7 +117,7 @@ def choose(
         Rival(name, _counted(paired_difference(values, flat[best], labels), arrays[best], of_draws))
         for name, values in flat.items() if name != best and name not in twins
     ]  # fmt: skip
-    value = _counted(bootstrap_mean(flat[best], labels), arrays[best], of_draws)
+    value = _counted(cluster_mean(flat[best], labels), arrays[best], of_draws)
     return Choice(measure, best, value, tuple(sorted(rivals, key=lambda r: r.worse.mean)), twins, of_draws)
 
 

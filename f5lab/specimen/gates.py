@@ -22,7 +22,7 @@ from f5lab.specimen import curricula
 from f5lab.specimen.curricula import Clip
 from f5lab.specimen.finetuning import ARCH, FEMALE, MALE
 from f5lab.specs import FrontEnd, Vocoder, Weights
-from f5lab.statistics import Estimate, bootstrap_mean, paired_difference
+from f5lab.statistics import SHARE, Estimate, cluster_mean, paired_difference
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def measure_condition(
             heard = bench.transcribe([wave])[0].text
             known.add(condition.label, row, seed, float(metrics.cer(text, heard).value), heard)
     values = [known.find(condition.label, row, seed) for _, row, seed in keys]
-    return bootstrap_mean(values, [row for _, row, _ in keys])
+    return cluster_mean(values, [row for _, row, _ in keys], within=SHARE)
 
 
 class Rows:
