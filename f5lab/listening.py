@@ -6,6 +6,7 @@ one where nothing is. Clips of equal length are sampled in one batch; clips and 
 
 import hashlib
 import io
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from f5lab import batches, caches, metrics, oracles
+from f5lab import batches, caches, metrics, models, oracles
 from f5lab.audio import Wave, load_wave
 from f5lab.batches import Pair
 from f5lab.errors import LabError, ModelError
@@ -144,7 +145,10 @@ class Booth:
         caches.write("clips", self._key(recipe, prompt, seed), buffer.getvalue())
 
     def _key(self, recipe: Recipe, prompt: Prompt, seed: int) -> str:
-        """Return a digest of everything that the clip depends on: settings and the content of every file."""
+        """Return a digest of everything that the clip depends on: settings and the content of every file.
+
+        ``auto`` precision is what it means on the device: of two causes, one repaired is the other one left.
+        """
         files = [recipe.checkpoint, recipe.vocab, prompt.ref_audio]
         if recipe.vocoder.path:
             if not recipe.vocoder.path.is_dir():
@@ -153,7 +157,8 @@ class Booth:
                 )
             files += sorted(p for p in recipe.vocoder.path.iterdir() if p.is_file())
         fields = recipe.model_dump(exclude={"name", "checkpoint", "vocab", "vocoder"}, mode="json")
-        told = [fields, recipe.vocoder.name, prompt.ref_text, prompt.gen_text, seed, self.exam.device, _versions()]
+        fields["precision"] = models.pick_precision(recipe.precision, self.exam.device)
+        told = [json.dumps(fields, sort_keys=True), recipe.vocoder.name, prompt.ref_text, prompt.gen_text, seed, self.exam.device, _versions()]
         return hashlib.sha256(repr([*told, *map(self._digest, files)]).encode()).hexdigest()[:32]
 
     def _digest(self, path: object) -> str:

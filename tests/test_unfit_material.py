@@ -11,7 +11,7 @@ import pytest
 from f5lab import audio, diagnosis, listening, models, oracles, paths, statistics
 from f5lab.audio import Wave
 from f5lab.errors import AsrError, CaseError, LabError, ModelError, RunError, UsageError
-from f5lab.faults import audio_faults, suspects, text_faults, weight_faults
+from f5lab.faults import audio_faults, factors, suspects, text_faults, weight_faults
 from f5lab.faults.examinations import Exam, Suspicion
 from f5lab.listening import Comparison, Listening
 from f5lab.planted import plants
@@ -284,3 +284,12 @@ def test_a_file_that_is_no_result_is_not_written_over(tmp_path: Path, case: Case
     (tmp_path / "page.html").write_bytes(b"<!DOCTYPE html>" + console.PAGE_MARK)
     assert console.spare_page(tmp_path / "page.html").is_file() and sweeps.spare(tmp_path / "new.parquet")
     assert all(console.PAGE_MARK.decode() in t.read_text() for t in paths.TEMPLATES.rglob("*.j2") if "<html" in t.read_text())
+
+
+def test_of_two_causes_one_repaired_is_the_other_left_and_spoken_once() -> None:
+    exam = Exam(load_case(paths.default_case()), device="cpu", asr="")
+    given, right, booth = exam.inference, listening._repaired(exam), listening.Booth(exam)
+    options = ["arch.pe_attn_head", "arch.text_mask_padding"]
+    recipes = [factors.switch(given, right, options), factors.switch(right, given, ["front_end"])]
+    assert len({booth._key(recipe, exam.case.prompts[0], 0) for recipe in recipes}) == 1
+    assert len({booth._key(recipe, exam.case.prompts[0], 0) for recipe in (given, right, *recipes)}) == 3
