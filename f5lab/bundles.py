@@ -10,7 +10,7 @@ import json
 import logging
 import shlex
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,14 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors.torch import save_file
 
-from f5lab import catalogue, diagnosis, metrics, models, oracles, provenance, samplers, spellings
-from f5lab.audio import load_wave
-from f5lab.bundle_speech import run_bundle
+from f5lab import catalogue, diagnosis, models, provenance, samplers, spellings
+from f5lab.bundle_speech import Check, mean_cer, misheard, speak
 from f5lab.checkpoints import EMA_PREFIX, open_checkpoint
 from f5lab.errors import BundleError, CaseError
 from f5lab.faults import weight_faults
 from f5lab.faults.examinations import Exam, Suspicion
 from f5lab.paths import TEMPLATES, existing_file, free_folder, new_folder, sha256_file, write_text
-from f5lab.specs import Case, MelType, Prompt, Recipe
+from f5lab.specs import Case, MelType, Recipe
 from f5lab.spellings import Spelling
 from f5lab.vocabs import Vocab, read_vocab
 from f5lab.weights import architectures
@@ -37,7 +36,6 @@ from f5lab.weights import architectures
 logger = logging.getLogger(__name__)
 
 MANIFEST = "bundle.json"
-SPOKEN_PROMPTS = 4
 
 VOCODER_FOLDERS: dict[MelType, str] = {
     "vocos": "../checkpoints/vocos-mel-24khz",
@@ -49,18 +47,6 @@ REPAIRED = {"arch", "weights", "front_end", "mel_spec_type", "nfe_step", "cfg_st
             architectures.INV_FREQ, "strip from the keys", "after an error"}  # fmt: skip
 """What a bundle sets right, of all that a cause's ``settings`` name."""
 _NEARLY_ZERO_CFG, _NEARLY_ZERO_SWAY = 1e-6, 1e-9
-
-
-@dataclass(frozen=True)
-class Check:
-    """One clip that the stock command line spoke for a bundle, and what Whisper heard; `cer` is None without letters."""
-
-    prompt: str
-    text: str
-    file: str
-    heard: str
-    cer: float | None
-    seconds: float
 
 
 def bundle_recipe(case: Case) -> Recipe:
@@ -76,23 +62,25 @@ def bundle_recipe(case: Case) -> Recipe:
     BundleError
         The architecture's hidden options are neither stated nor can they be inferred.
     """
-    return _as_trained(Exam(case, asr=""))
+    return _as_trained(*_examined(case))
 
 
-def _as_trained(exam: Exam) -> Recipe:
-    case = exam.case
+def _examined(case: Case) -> tuple[Exam, list[Suspicion]]:
+    exam = Exam(case, asr="")
     if exam.truth.known["arch"] == "assumed":
         raise BundleError(
             "the options that no shape shows are neither stated nor can be inferred"
             + (f" ({exam.truth.problem})" if exam.truth.problem else ""),
             next_step="state training.arch, or give prompts whose recordings have their texts",
         )
-    slots, weights = exam.checkpoint.slots, case.inference.weights
-    faults = [item for item in weight_faults.detect_ema(exam) if item.outcome == "cause" and item.factors == ("weights",)]
-    if weights not in slots or (faults and "raw" in slots):
-        weights = slots[0]
-    name = "inference, settings as trained"
-    return exam.truth.recipe.but(name=name, precision=case.inference.precision, weights=weights)
+    return exam, diagnosis.examine(exam)
+
+
+def _as_trained(exam: Exam, found: Iterable[Suspicion]) -> Recipe:
+    return exam.truth.recipe.but(
+        name="inference, settings as trained", precision=exam.case.inference.precision,
+        weights=weight_faults.right_weights(exam, found),
+    )  # fmt: skip
 
 
 def write_bundle(
@@ -127,17 +115,21 @@ def write_bundle(
         The case's files are not what they should be; the weights do not load strictly.
     """
     out = free_folder(out, BundleError)
-    exam = Exam(case, asr="") if recipe is None else None
-    recipe = recipe or _as_trained(exam)
+    left: list[str] = []
+    if recipe is None:
+        exam, found = _examined(case)
+        recipe = _as_trained(exam, found)
+        left = not_repaired(exam, found, recipe)
     device = models.pick_device(device)
     _refuse_impossible(case, recipe)
     vocab = read_vocab(recipe.vocab)
     spelling = _spelling(case, recipe, vocab)
     with new_folder(out, BundleError) as folder:
-        notes = _write_parts(case, recipe, vocab, spelling, folder) + (not_repaired(exam, recipe) if exam else [])
+        notes = _write_parts(case, recipe, vocab, spelling, folder) + left
         _load_strictly(recipe, folder)
         _write_programs(case, recipe, spelling, notes, [], folder)
-        checks = _speak(case, folder, device) if verify else []
+        checks = speak(case, folder, device) if verify else []
+        notes += misheard(checks)
         _write_programs(case, recipe, spelling, notes, checks, folder)
         facts = _facts(case, recipe, spelling, notes, checks, folder)
         write_text(folder / MANIFEST, json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
@@ -145,9 +137,9 @@ def write_bundle(
     return facts
 
 
-def not_repaired(exam: Exam, recipe: Recipe) -> list[str]:
-    """Return a sentence for each cause that a bundle with this recipe leaves as it is; a cause that must be heard is not looked for."""
-    left = [item for item in diagnosis.examine(exam) if item.outcome == "cause" and not _is_repaired(item, exam, recipe)]
+def not_repaired(exam: Exam, found: Iterable[Suspicion], recipe: Recipe) -> list[str]:
+    """Return a sentence for each cause that a bundle with this recipe leaves as it is."""
+    left = [item for item in found if item.outcome == "cause" and not _is_repaired(item, exam, recipe)]
     named = [(catalogue.find_fault(item.id), item) for item in left]
     return [f"Not repaired in here: {fault.title} ({fault.id}). {item.claim} {fault.fix}" for fault, item in named]
 
@@ -378,29 +370,6 @@ def changes(case: Case, recipe: Recipe) -> list[dict[str, str]]:
     return [{"what": what, "was": str(a), "now": str(b)} for what, a, b in rows if a != b]
 
 
-def spoken_prompts(case: Case) -> list[Prompt]:
-    """Return up to four prompts with different texts for the check, those that share the bundle's reference first."""
-    reference, chosen = case.prompts[0].ref_audio, {}
-    for prompt in sorted(case.prompts, key=lambda p: p.ref_audio != reference):
-        chosen.setdefault(prompt.gen_text.strip(), prompt)
-    return list(chosen.values())[:SPOKEN_PROMPTS]
-
-
-def _speak(case: Case, folder: Path, device: str) -> list[Check]:
-    """Speak through ``run.sh`` and transcribe."""
-    (folder / "spoken").mkdir()
-    prompts = spoken_prompts(case)
-    files = [folder / "spoken" / f"{p.id}.wav" for p in prompts]
-    for prompt, file in zip(prompts, files):
-        run_bundle(folder, prompt.gen_text.strip(), file, "--device", device)
-    waves = [load_wave(file) for file in files]
-    heard = [t.text for t in oracles.transcriber(case, device=device)(waves)]
-    return [
-        Check(p.id, p.gen_text.strip(), f"spoken/{f.name}", h, metrics.cer(p.gen_text, h).value, round(w.seconds, 3))
-        for p, f, h, w in zip(prompts, files, heard, waves)
-    ]
-
-
 def _facts(
     case: Case, recipe: Recipe, spelling: Spelling | None, notes: list[str], checks: list[Check], folder: Path
 ) -> dict[str, Any]:
@@ -415,7 +384,6 @@ def _facts(
         "vocab": recipe.vocab.name,
         "vocoder": {"name": recipe.vocoder.name, "path": own},
     }
-    rates = [c.cer for c in checks if c.cer is not None]
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
     return {
         "case": case.name,
@@ -424,8 +392,8 @@ def _facts(
         "sources": sources,
         "stand_ins": spelling.changed if spelling else {},
         "notes": notes,
-        "verified": bool(checks),
-        "mean_cer": sum(rates) / len(rates) if rates else None,
+        "verified": bool(checks) and not misheard(checks),
+        "mean_cer": mean_cer(checks),
         "checks": [vars(check) for check in checks],
         "files": {f.relative_to(folder).as_posix(): sha256_file(f) for f in files},
         "versions": provenance.versions(),

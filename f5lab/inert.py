@@ -34,12 +34,12 @@ def visible(text: str, clip: int | None = CLIP_CHARACTERS) -> str:
     Examples
     --------
     >>> visible("a\\u202eb"), visible("tab\\t"), visible("abcdef", clip=3), visible(" ")
-    ('a⟨U+202E⟩b', 'tab⇥', 'abc… (+3)', '␠')
+    ('a⟨U+202E⟩b', 'tab⇥', 'abc… (+3)', '␣')
     """
     rest = max(0, len(text) - clip) if clip is not None else 0
     kept = text[: len(text) - rest]
     if kept and not kept.strip(" "):
-        return "␠" * len(kept)
+        return "␣" * len(kept)
     shown = _UNUSUAL.sub(lambda found: _written(found[0]), kept)
     return shown + (f"… (+{rest})" if rest else "")
 

@@ -20,7 +20,7 @@ from f5lab import batches, caches, metrics, models, oracles
 from f5lab.audio import Wave, load_wave
 from f5lab.batches import Pair
 from f5lab.errors import LabError, ModelError
-from f5lab.faults import factors
+from f5lab.faults import factors, weight_faults
 from f5lab.faults.examinations import Exam, Suspicion, ranked, span
 from f5lab.oracles import Scored
 from f5lab.paths import sha256_file
@@ -176,7 +176,8 @@ def _versions() -> tuple[str, ...]:
 def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | None = None) -> Listening:
     """Hear the whole repair, and each repairable cause alone both ways, on `PAIRS` clips a side."""
     booth, most = Booth(exam), most_prompts or PAIRS
-    given, right = exam.inference, _repaired(exam)
+    suspicions = list(suspicions)
+    given, right = exam.inference, _repaired(exam, suspicions)
     whole, problem = None, ""
     try:
         if factors.diff(right, given, exam.device):
@@ -227,10 +228,10 @@ def remains_verdict(more: Estimate) -> Literal["supported", "refuted", "inconclu
     return "supported" if more.high <= AS_WELL else "refuted"
 
 
-def _repaired(exam: Exam) -> Recipe:
-    """Return inference with every forward setting as trained, and the sampler at upstream's defaults."""
-    truth = exam.truth.recipe
-    return truth.but(name="repaired", path="inference")
+def _repaired(exam: Exam, suspicions: Sequence[Suspicion]) -> Recipe:
+    """Return inference with every forward setting as trained, the sampler at upstream's defaults, and the weights of a bundle."""
+    weights = weight_faults.right_weights(exam, suspicions)
+    return exam.truth.recipe.but(name="repaired", path="inference", weights=weights)
 
 
 def _switchable(item: Suspicion) -> bool:

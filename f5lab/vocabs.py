@@ -359,7 +359,7 @@ def show_trace(name: str, a: Sequence[Token], b: Sequence[Token]) -> tables.Html
 
 def _span(token: Token, marked: bool) -> str:
     style = "font-family:monospace;padding:0 1px;"
-    style += "outline:2px solid #c8552b;" if marked else ""
+    style += "border:2px solid #c8552b;" if marked else ""
     style += "text-decoration:line-through;background:#f5d9cf;" if not token.known else ""
     shown = html.escape(tables.visible(token.text, 12))
     return f'<span style="{style}" title="index {token.index}">{shown}</span>'

@@ -19,7 +19,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from f5lab import bundle_speech, bundles, models, paths, samplers, spellings
+from f5lab import bundle_speech, bundles, diagnosis, models, paths, samplers, spellings
 from f5lab.audio import load_wave
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import BundleError, CaseError, ModelError
@@ -211,7 +211,7 @@ def test_causes_that_a_bundle_leaves_are_named_in_it(bundle: Path, tmp_path: Pat
     healthy = load_case(paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml")
     quiet = load_case(plants.plant(["ref-silent-or-quiet"], healthy, tmp_path / "p"))
     exam = Exam(quiet, device="cpu", asr="")
-    (note,) = bundles.not_repaired(exam, exam.truth.recipe)
+    (note,) = bundles.not_repaired(exam, diagnosis.examine(exam), exam.truth.recipe)
     assert note.startswith("Not repaired in here: ") and "(ref-silent-or-quiet)" in note
     assert "Not repaired" not in (bundle / "README.md").read_text(encoding="utf-8")
 
@@ -343,7 +343,7 @@ def test_what_the_stock_command_line_cannot_do_is_refused(case: Case, right: Rec
 
 def test_run_sh_without_a_text_says_so(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no text to speak"):
-        bundles.run_bundle(bundle, "  ", tmp_path / "out.wav")
+        bundle_speech.run_bundle(bundle, "  ", tmp_path / "out.wav")
 
 
 def test_run_sh_gives_every_flag_and_runs_where_the_vocoder_is_found(
@@ -351,7 +351,7 @@ def test_run_sh_gives_every_flag_and_runs_where_the_vocoder_is_found(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert (bundle / "run.sh").stat().st_mode & stat.S_IXUSR
-    bundles.run_bundle(bundle, "-família", Path("out.wav"), "--nfe_step", "8")
+    bundle_speech.run_bundle(bundle, "-família", Path("out.wav"), "--nfe_step", "8")
     where, *argv = json.loads((fake_cli / "call.json").read_text())
     assert (Path(where) / "../checkpoints/vocos-mel-24khz/config.yaml").is_file()
     letters = letters_of(bundle)
@@ -373,7 +373,7 @@ def test_run_sh_gives_every_flag_and_runs_where_the_vocoder_is_found(
     assert argv[-2:] == ["--nfe_step", "8"] and "--cfg_strength=2.0" in argv and "--sway_sampling_coef=-1.0" in argv
     assert (tmp_path / "out.wav").is_file()
     with pytest.raises(BundleError, match="exists"):
-        bundles.run_bundle(bundle, "Oi", Path("out.wav"))
+        bundle_speech.run_bundle(bundle, "Oi", Path("out.wav"))
 
 
 def test_a_command_line_that_fails_or_is_silent_is_an_error(
@@ -381,7 +381,7 @@ def test_a_command_line_that_fails_or_is_silent_is_an_error(
 ) -> None:
     sf.write(fake_cli / "silence.wav", np.zeros(24000, np.float32), 24000)
     with pytest.raises(BundleError, match="silence"):
-        bundles.run_bundle(bundle, "Oi.", tmp_path / "a.wav")
+        bundle_speech.run_bundle(bundle, "Oi.", tmp_path / "a.wav")
     (fake_cli / "fail").touch()
     with pytest.raises(BundleError, match="exit 1: no such model"):
         bundles.write_bundle(case, tmp_path / "b", recipe=right, device="cpu")
@@ -395,7 +395,7 @@ def test_what_was_heard_is_in_the_manifest_and_the_readme(
         assert given is case
         return lambda waves: [SimpleNamespace(text="Comprou um livro.") for _ in waves]
 
-    monkeypatch.setattr(bundles.oracles, "transcriber", ears)
+    monkeypatch.setattr(bundle_speech.oracles, "transcriber", ears)
     facts = bundles.write_bundle(case, tmp_path / "b", recipe=right, device="cpu")
     assert facts == json.loads((tmp_path / "b" / "bundle.json").read_text(encoding="utf-8"))
     assert [c["prompt"] for c in facts["checks"]] == ["p01", "p03", "p05", "p07"]  # those of the bundle's reference
@@ -438,7 +438,7 @@ def test_the_stock_command_line_speaks_and_leaves_nothing_behind(
     passing.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(passing))
     shutil.copytree(bundle, copy)
-    bundles.run_bundle(copy, case.prompts[0].gen_text, tmp_path / "out.wav", "--nfe_step", "8", "--device", "cpu")
+    bundle_speech.run_bundle(copy, case.prompts[0].gen_text, tmp_path / "out.wav", "--nfe_step", "8", "--device", "cpu")
     wave = load_wave(tmp_path / "out.wav")
     assert wave.rate_hz == 24000 and 0.5 < wave.seconds < 3 and wave.rms > 0.01
     assert not list(passing.iterdir())

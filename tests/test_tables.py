@@ -26,7 +26,7 @@ def test_names_values_and_captions_are_escaped() -> None:
         ("zero\u200bwidth", "zero⟨U+200B⟩width"),
         ("\ud800", "⟨U+D800⟩"),
         ("line\u2028break", "line⟨U+2028⟩break"),
-        ("  ", "␠␠"),
+        ("  ", "␣␣"),
         ("ação", "ação"),
         ("", ""),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from f5lab import audio, diagnosis, listening, models, oracles, paths, statistics
+from f5lab import audio, bundle_speech, bundles, diagnosis, listening, metrics, models, oracles, paths, statistics
 from f5lab.audio import Wave
 from f5lab.errors import AsrError, CaseError, LabError, ModelError, RunError, UsageError
 from f5lab.faults import audio_faults, factors, suspects, text_faults, weight_faults
@@ -288,8 +288,24 @@ def test_a_file_that_is_no_result_is_not_written_over(tmp_path: Path, case: Case
 
 def test_of_two_causes_one_repaired_is_the_other_left_and_spoken_once() -> None:
     exam = Exam(load_case(paths.default_case()), device="cpu", asr="")
-    given, right, booth = exam.inference, listening._repaired(exam), listening.Booth(exam)
+    given, right, booth = exam.inference, listening._repaired(exam, []), listening.Booth(exam)
     options = ["arch.pe_attn_head", "arch.text_mask_padding"]
     recipes = [factors.switch(given, right, options), factors.switch(right, given, ["front_end"])]
     assert len({booth._key(recipe, exam.case.prompts[0], 0) for recipe in recipes}) == 1
     assert len({booth._key(recipe, exam.case.prompts[0], 0) for recipe in (given, right, *recipes)}) == 3
+
+
+def test_a_repair_speaks_with_the_weights_that_its_bundle_holds() -> None:
+    """The probe may like the raw weights better; while no cause says so, neither the repaired clip nor the bundle has them."""
+    exam = Exam(load_case(paths.default_case()), device="cpu", asr="")
+    exam.truth = replace(exam.truth, recipe=exam.truth.recipe.but(weights="raw"))
+    lag = Suspicion("ema-lag-inherited", "cause", "Seen.", 0.95, 0.5, factors=("weights",))
+    for found, weights in (([], "ema"), ([replace(lag, outcome="unknown")], "ema"), ([lag], "raw")):
+        assert listening._repaired(exam, found).weights == bundles._as_trained(exam, found).weights == weights
+
+
+@pytest.mark.parametrize("heard, verified", [("Comprou um livro.", True), ("Um tem anoio de churras.", False)])
+def test_a_bundle_that_nobody_understands_is_not_verified(heard: str, verified: bool) -> None:
+    cer = metrics.cer("Comprou um livro.", heard).value
+    said = bundle_speech.misheard([bundle_speech.Check("p01", "Comprou um livro.", "spoken/p01.wav", heard, cer, 1.0)])
+    assert (not said) is verified and not bundle_speech.misheard([])

@@ -8,6 +8,7 @@ import pytest
 
 from f5lab import vocabs
 from f5lab.errors import VocabError
+from f5lab.execution import markup
 
 PLAIN = " \na\nb\nç\nã\n"
 FILES = {
@@ -117,9 +118,9 @@ def test_accent_splitting_by_pinyin_shows_as_an_edit(tmp_path: Path) -> None:
     plain, split = (vocabs.trace("família", front, vocab) for front in (list, models.front_end("pinyin")))
     (edit,) = vocabs.differences(plain, split)
     assert (edit.at, edit.a, [t.text for t in edit.b]) == (4, (), [" "])
-    assert vocabs.edit_rows("p", [edit])[0]["inference"] == "␠=0"
+    assert vocabs.edit_rows("p", [edit])[0]["inference"] == "␣=0"
     shown = vocabs.show_trace("<b>", plain, split).source
-    assert shown.count("outline:2px") == 1 and "&lt;b&gt;" in shown and "<b>" not in shown
+    assert shown.count("border:2px") == 1 and "border:2px" in markup.clean(shown) and "&lt;b&gt;" in shown and "<b>" not in shown
 
 
 def test_unknown_characters_and_what_composing_saves(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -40,6 +40,14 @@ def detect_ema(exam: Exam) -> list[Suspicion]:
         why = f"Inference loads {exam.inference.weights}; the file holds {' and '.join(exam.checkpoint.slots)}."
         return found + refuted(EMA_FAULTS, why)
     return found + _lag(exam)
+
+
+def right_weights(exam: Exam, found: Iterable[Suspicion]) -> Weights:
+    """Return the set of weights that a repair speaks with: the one that inference loads, unless a cause names it or the file
+    lacks it. A probe that merely likes the other set better repairs nothing that anybody is told of."""
+    own, slots = exam.inference.weights, exam.checkpoint.slots
+    at_fault = any(item.outcome == "cause" and item.factors == ("weights",) for item in found)
+    return own if own in slots and not (at_fault and "raw" in slots) else slots[0]
 
 
 def _slot_faults(exam: Exam, notices: Mapping[str, str]) -> list[Suspicion]:
