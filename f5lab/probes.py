@@ -17,14 +17,16 @@ from f5lab.audio import Wave, load_wave, resample
 from f5lab.errors import CaseError, ModelError
 from f5lab.models import HOP, RATE_HZ
 from f5lab.specs import Case, Recipe
-from f5lab.statistics import Estimate, bootstrap_mean
+from f5lab.statistics import Estimate, paired_ratio
 
 TIMES = (0.05, 0.2, 0.45, 0.75)
 """Flow times, 0 noise to 1 speech. Text decides at small ones, weights and precision show at all."""
 LEAST_SECONDS, MAX_SECONDS = 0.5, 20.0
 """Shorter ones hold no sentence: on fragments wrong settings win."""
 FEW_ITEMS = 3
-"""With fewer recordings than this, noise draws are resampled instead of recordings."""
+"""With fewer recordings than this, intervals are over noise draws instead of recordings."""
+MANY_ITEMS, LOSSES, MOST_DRAWS = 8, 8, 6
+"""With fewer recordings than `MANY_ITEMS` each is drawn more often, up to `MOST_DRAWS`, so that there are about `LOSSES` losses of a hypothesis."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ class Loss:
 
     @property
     def mean(self) -> float:
-        """Mean over items and draws."""
-        return float(self.values.mean())
+        """Geometric mean over items and draws: the ratio of two is `Probe.compare`'s."""
+        return float(np.exp(np.log(self.values).mean()))
 
 
 class Probe:
@@ -117,12 +119,12 @@ class Probe:
     ----------
     items : sequence of Item
     draws : int
-        Noise draws for each item.
+        Fewest noise draws for each item.
     """
 
     def __init__(self, items: Sequence[Item], *, draws: int = 1, seed: int = 0, device: str = "cpu") -> None:
         self.items, self.seed, self.device = tuple(items), seed, device
-        self.draws = draws if len(items) >= FEW_ITEMS else max(draws, 6)
+        self.draws = max(draws, _draws(len(items)))
         self.bench = Bench(device)
         self._losses: dict[str, Loss] = {}
         self.forwards = 0
@@ -145,17 +147,14 @@ class Probe:
         return self._losses[key]
 
     def compare(self, a: Hypothesis, b: Hypothesis) -> Estimate:
-        """Return how much higher the loss of `b` is than that of `a`, as a share of the mean of `a`, paired, 95 %.
+        """Return by what share the loss of `b` is above that of `a`: `statistics.paired_ratio`, 95 %.
 
         The interval is over recordings; with fewer than `FEW_ITEMS` of them it is over noise draws, and says nothing
-        about other recordings. It is a bootstrap's (`statistics.bootstrap_mean`): a rule to decide by, which the calibration
-        holds to account, and of few recordings narrower than it says.
+        about other recordings.
         """
         x, y = self.loss(a).values, self.loss(b).values
-        difference = (y - x) / x.mean()
-        if len(x) >= FEW_ITEMS:
-            return bootstrap_mean(difference.mean(1))
-        return replace(bootstrap_mean(difference.ravel()), n=len(x))
+        recordings = np.repeat(np.arange(len(x)), x.shape[1]) if len(x) >= FEW_ITEMS else None
+        return replace(paired_ratio(y.ravel(), x.ravel(), recordings), n=len(x))
 
     def velocity(self, hypothesis: Hypothesis, number: int, draw: int = 0, *, model: Any = None) -> Tensor:
         """Return the velocity of an item [shape=(times, n, d)]; `model` stands in for the hypothesis's own."""
@@ -178,6 +177,10 @@ class Probe:
         ids = token_ids(model, recipe, item.text, hypothesis)
         v = velocity(model, x1, x0, ids, start, TIMES, drop_text=hypothesis.drop_text)
         return v, x1 - x0, start
+
+
+def _draws(items: int) -> int:
+    return 1 if items >= MANY_ITEMS else min(MOST_DRAWS, -(-LOSSES // max(items, 1)))
 
 
 def _key(hypothesis: Hypothesis) -> str:

@@ -161,7 +161,7 @@ def test_the_specimens_diagonal_is_there_as_trained_and_lost_with_its_faults(tmp
     assert [t.text for t in targets] == [p.gen_text for p in case.prompts[:6]]
     recipes = [trained, samplers.inference_recipe(case), trained.but(vocab=tmp_path / "vocab.txt")]
     healthy, *broken = (alignments.align_all(exam.probe.bench, recipe, targets) for recipe in recipes)
-    assert healthy.order.mean > 0.4 and healthy.order.low > 0.2
+    assert healthy.order.mean > 0.4 and healthy.order.low > 0.1
     assert healthy.share > 0.05
     assert contrast(healthy.excess) > 1.2
     for found in broken:

@@ -82,11 +82,24 @@ def test_intervals_hold_the_mean_as_often_as_they_say(prompts: int, seeds: int) 
     assert 0.91 <= np.mean(hits) <= 0.98
 
 
-@pytest.mark.parametrize("count, share", [(4, 0.80), (8, 0.88), (20, 0.93)])
-def test_a_bootstrap_of_few_holds_the_mean_as_seldom_as_its_docstring_says(count: int, share: float) -> None:
-    rng = np.random.default_rng(count)
-    hits = [(e := statistics.bootstrap_mean(rng.normal(0, 1, count))).low <= 0 <= e.high for _ in range(600)]
-    assert np.mean(hits) == pytest.approx(share, abs=0.045) and f"{100 * share:.0f} %" in statistics.bootstrap_mean.__doc__
+@pytest.mark.parametrize("recordings", [3, 4, 8])
+def test_an_interval_of_ratios_holds_what_is_true_whatever_the_recordings_weigh(recordings: int) -> None:
+    rng, hits, labels = np.random.default_rng(recordings), [], np.repeat(range(recordings), 3)
+    for _ in range(400):
+        before = np.exp(rng.normal(-1, 0.5, recordings * 3))
+        change = np.repeat(rng.normal(0, 0.2, recordings), 3) + rng.normal(0, 0.1, recordings * 3)
+        found = statistics.paired_ratio(before * 1.3 * np.exp(change), before, labels)
+        hits.append(found.low <= 0.3 <= found.high)
+        assert found.n == recordings
+    assert 0.91 <= np.mean(hits) <= 0.98
+
+
+def test_a_ratio_of_nothing_or_of_unequal_lengths_is_refused() -> None:
+    same = statistics.paired_ratio([0.5, 2.0], [0.5, 2.0])
+    assert (same.mean, *same.interval) == (0, 0, 0)
+    for after, before in (([1.0, 0.0], [1.0, 1.0]), ([1.0], [1.0, 1.0]), ([np.nan], [1.0]), ([], [])):
+        with pytest.raises(ValueError, match="above 0|finite"):
+            statistics.paired_ratio(after, before)
 
 
 def test_an_interval_of_few_is_the_textbooks_and_stays_within_bounds() -> None:

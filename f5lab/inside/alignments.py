@@ -19,7 +19,7 @@ from f5lab.errors import LabError, ModelError
 from f5lab.models import HOP, RATE_HZ
 from f5lab.probes import Bench, Item
 from f5lab.specs import Case, Recipe
-from f5lab.statistics import Estimate, bootstrap_mean, paired_difference
+from f5lab.statistics import Estimate, cluster_mean, paired_difference
 
 TIME = 0.05
 """Flow time: early, when the network must take from the text what the mel does not show yet."""
@@ -166,7 +166,7 @@ class Alignments:
         values = [a.rank_correlation for a in self.found]
         if all(value is None for value in values):
             return None
-        return bootstrap_mean([value or 0.0 for value in values])
+        return cluster_mean([value or 0.0 for value in values], within=(-1.0, 1.0))
 
     @property
     def excess(self) -> np.ndarray | None:
