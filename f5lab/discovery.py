@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import soundfile as sf
@@ -15,7 +15,7 @@ from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import CaseError
 from f5lab.models import SHORT_BYTES
 from f5lab.paths import existing_file, write_text
-from f5lab.specs import MOST_YAML_BYTES, PRESETS, name_of
+from f5lab.specs import MOST_YAML_BYTES, PRESETS, Arch, name_of
 from f5lab.weights import architectures
 
 MAX_PROMPTS = 4
@@ -59,19 +59,23 @@ def explore(folder: Path, *, checkpoint: Path | None = None, prompts: int = MAX_
     """
     if not folder.is_dir():
         raise CaseError(f"{folder} is not a folder", expected="the training folder")
-    found = Found(checkpoint or _checkpoint(folder))
+    candidates = _checkpoints(folder)
+    found = Found(checkpoint or _last(folder, candidates))
     home = found.checkpoint.parent
+    others = sorted({path.parent for path in candidates} - {home})
+    if others:
+        names = ", ".join(path.name for path in others)
+        found.assumed.append(f"checkpoint: {home.name}/{found.checkpoint.name}, the training written last (others: {names})")
     bases = sorted(home.glob("pretrained_*.pt")) + sorted(home.glob("pretrained_*.safetensors"))
     found.base = bases[0] if bases else None
     if len(bases) > 1:
         found.assumed.append(f"base: {bases[0].name}, the first of {len(bases)} pretrained_* files")
     found.samples = home / "samples" if (home / "samples").is_dir() else None
-    _read_data(folder, home, found, prompts)
-    _read_settings(folder, home, found)
+    _read_data(folder, home, others, found, prompts)
+    _read_settings(folder, home, others, found)
     implied = architectures.implied(open_checkpoint(found.checkpoint).weights(_slot(found.checkpoint)))
-    options = implied.options() if callable(implied.options) else implied.options
-    found.options = {k: v for k, v in options.items() if v is not None and k not in ("mel_dim", "text_num_embeds")}
-    found.options.setdefault("backbone", implied.backbone)
+    found.options = implied.options()
+    _leave_out_what_shapes_deny(found, implied)
     for label, value in (
         ("base (pretrained_*)", found.base),
         ("samples/", found.samples),
@@ -90,8 +94,23 @@ def _slot(checkpoint: Path) -> Any:
     return "raw" if "raw" in open_checkpoint(checkpoint).slots else "ema"
 
 
-def _checkpoint(folder: Path) -> Path:
-    candidates = [p for p in folder.rglob("model_*") if p.suffix in (".pt", ".safetensors") and p.is_file()]
+def _leave_out_what_shapes_deny(found: Found, implied: architectures.Implied) -> None:
+    """Settings may lie beside weights that they are not of: finetune-gradio keeps the last ones that somebody chose."""
+    stated = Arch(preset=found.preset) if found.preset else Arch(config=found.config) if found.config else None
+    if stated is None:
+        return
+    backbone, options = stated.resolve()
+    if denied := architectures.contradictions(implied, {"backbone": backbone, **options}):
+        where = f"setting.json ({found.preset})" if found.preset else str(found.config)
+        found.missing.append(f"{where}: not of these weights, left out ({'; '.join(denied)})")
+        found.preset = found.config = None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("model_*") if p.suffix in (".pt", ".safetensors") and p.is_file()]
+
+
+def _last(folder: Path, candidates: list[Path]) -> Path:
     if not candidates:
         raise CaseError(
             f"{folder} holds no model_*.pt or model_*.safetensors",
@@ -103,14 +122,17 @@ def _checkpoint(folder: Path) -> Path:
     return last[0] if last else max(here, key=lambda p: int("".join(re.findall(r"\d+", p.stem)) or -1))
 
 
-def _read_data(folder: Path, home: Path, found: Found, prompts: int) -> None:
+def _read_data(folder: Path, home: Path, others: list[Path], found: Found, prompts: int) -> None:
     folders = sorted(
         {p.parent for p in folder.rglob("vocab.txt")} | {p.parent for p in home.parent.parent.glob("data/*/vocab.txt")}
     )
     if not folders:
         return
-    named = [p for p in folders if p.name.startswith(home.name)]
-    found.data = (named or folders)[0]
+    own = [p for p in folders if p.name.rpartition("_")[0] == home.name] or [p for p in folders if p.name.startswith(home.name)]
+    free = [p for p in folders if not any(p.name.startswith(other.name) for other in others)]
+    if not (own or free):
+        return
+    found.data = (own or free)[0]
     if len(folders) > 1:
         found.assumed.append(f"data: {found.data.name}, one of {len(folders)} folders with a vocab.txt")
     tokenizer = found.data.name.rpartition("_")[2]
@@ -123,7 +145,7 @@ def _read_data(folder: Path, home: Path, found: Found, prompts: int) -> None:
         elif rows and tokenizer not in TOKENIZERS:
             found.front_end = "pinyin"
             found.assumed.append("front_end: pinyin, since the dataset's texts are token lists")
-        rows = _as_written(rows, written, found)
+        rows = _as_written(_at_hand(rows, found.data), written, found)
     elif written:
         found.missing.append("raw.arrow: prompts are drawn from metadata.csv")
         rows = [_row(path, text) for path, text in written.items()]
@@ -187,6 +209,18 @@ def read_metadata(folder: Path) -> dict[Path, str]:
     return found
 
 
+def _at_hand(rows: list[dict[str, Any]], data: Path) -> list[dict[str, Any]]:
+    """Return rows with the recordings that lie in the dataset's folder, where a row's path is of another computer."""
+
+    def place(name: str) -> str:
+        if _is_file(name):
+            return name
+        last = PureWindowsPath(name).name
+        return next((str(p) for p in (data / "wavs" / last, data / last) if last and _is_file(str(p))), name)
+
+    return [row | {"audio_path": place(row["audio_path"])} for row in rows]
+
+
 def _row(path: Path, text: str) -> dict[str, Any]:
     try:
         seconds = sf.info(path).duration
@@ -233,8 +267,9 @@ def _is_file(name: str) -> bool:
         return False
 
 
-def _read_settings(folder: Path, home: Path, found: Found) -> None:
-    for path in [*home.glob("setting.json"), *folder.rglob("setting.json")]:
+def _read_settings(folder: Path, home: Path, others: list[Path], found: Found) -> None:
+    elsewhere = [p for p in folder.rglob("setting.json") if not set(p.parents) & set(others)]
+    for path in [*home.glob("setting.json"), *elsewhere]:
         name = _mapping(path, json.loads, found).get("exp_name")
         if isinstance(name, str) and name in PRESETS:
             found.preset = name
@@ -264,7 +299,8 @@ def assumptions(found: Found, language: str | None = None) -> list[str]:
     """Return in words what a case from a training folder takes for granted: correct what is not so."""
     default = "inference: weights: ema, front_end: pinyin, upstream's defaults"
     heard = [] if language else ["language: left to Whisper"]
-    return [*heard, *found.assumed, "inference.arch: what the shapes say, other options at their defaults", default]
+    arch, vocoder = "inference.arch: what the shapes say, other options at their defaults", "vocoder: upstream's, which is downloaded"
+    return [*heard, *found.assumed, arch, vocoder, default]
 
 
 def case_text(found: Found, name: str, language: str | None = None) -> str:

@@ -1,6 +1,8 @@
 """`f5lab new` on a folder as upstream's Trainer leaves it."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +72,14 @@ def test_what_nobody_said_is_listed_as_assumed_or_left_out(folder: Path, tmp_pat
         text = out.read_text(encoding="utf-8")
         assert ("language" in load_case(out).model_fields_set) == (given is not None)
         assert any("language" in item for item in report["assumed"]) == (given is None)
-        for what in ("inference.arch", "weights: ema", "front_end: pinyin"):
+        for what in ("vocoder", "inference.arch", "weights: ema", "front_end: pinyin"):
             assert any(what in item for item in report["assumed"]) and what in text.splitlines()[0]
 
 
-def test_settings_name_the_preset_and_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
+def test_settings_name_the_preset_and_nothing_is_overwritten(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(discovery.PRESETS, "F5TTS_Base", {"backbone": "DiT", **ARCH})
     (folder / "ckpts" / "voz" / "setting.json").write_text(json.dumps({"exp_name": "F5TTS_Base"}))
     out = tmp_path / "case.yaml"
     discovery.report(folder, out)
@@ -83,6 +88,37 @@ def test_settings_name_the_preset_and_nothing_is_overwritten(folder: Path, tmp_p
     with pytest.raises(CaseError, match="exists already"):
         discovery.report(folder, out)
     assert out.read_bytes() == before
+
+
+def test_settings_of_another_model_are_left_out(folder: Path, tmp_path: Path) -> None:
+    (folder / "ckpts" / "voz" / "setting.json").write_text(json.dumps({"exp_name": "F5TTS_v1_Base"}))
+    report = discovery.report(folder, tmp_path / "case.yaml")
+    assert load_case(tmp_path / "case.yaml").training.arch is None
+    assert any("F5TTS_v1_Base" in item and "dim 1024, the shapes say 64" in item for item in report["missing"])
+
+
+def test_of_two_trainings_each_keeps_to_its_own(folder: Path, tmp_path: Path) -> None:
+    other, data = folder / "ckpts" / "a_fala", folder / "data" / "a_fala_pinyin"
+    other.mkdir(), data.mkdir()
+    shutil.copy(folder / "ckpts" / "voz" / "model_last.pt", other / "model_last.pt")
+    os.utime(other / "model_last.pt", (0, 0))
+    (other / "setting.json").write_text(json.dumps({"exp_name": "F5TTS_Base"}))
+    (data / "vocab.txt").write_text(" \nx\ny\nz\nw\n", encoding="utf-8")
+    found = discovery.explore(folder)
+    assert found.checkpoint.parent.name == "voz" and found.data.name == "voz_char" and found.preset is None
+    assert any("others: a_fala" in item for item in found.assumed)
+    assert not any("setting.json" in item for item in found.missing)
+    shutil.rmtree(folder / "data" / "voz_char")
+    assert discovery.explore(folder).data is None
+
+
+@pytest.mark.parametrize("away", ["/home/ana/data/voz_char/wavs", r"C:\f5\data\voz_char\wavs"])
+def test_recordings_are_found_where_the_datasets_paths_are_another_computers(away: str, folder: Path) -> None:
+    rows = [{"audio_path": away + ("\\" if "\\" in away else "/") + f"{k}.wav", "text": f"um dia de sol {k}", "duration": 1.0} for k in range(6)]
+    arrow(folder / "data" / "voz_char" / "raw.arrow", rows)
+    found = discovery.explore(folder)
+    assert len(found.prompts) == 3 and Path(found.prompts[0]["ref_audio"]).parent == folder / "data" / "voz_char" / "wavs"
+    assert not any("audio of" in item for item in found.missing)
 
 
 def arrow(path: Path, rows: list[dict[str, object]]) -> None:

@@ -309,3 +309,13 @@ def test_a_bundle_that_nobody_understands_is_not_verified(heard: str, verified: 
     cer = metrics.cer("Comprou um livro.", heard).value
     said = bundle_speech.misheard([bundle_speech.Check("p01", "Comprou um livro.", "spoken/p01.wav", heard, cer, 1.0)])
     assert (not said) is verified and not bundle_speech.misheard([])
+
+
+def test_a_training_that_the_shapes_deny_is_refused_and_an_inference_that_they_deny_is_examined(case: Case) -> None:
+    other = {"preset": "F5TTS_v1_Base"}
+    training, inference = case.training.model_dump(exclude_unset=True), case.inference.model_dump(exclude_unset=True)
+    with pytest.raises(CaseError, match="dim 1024, the shapes say 256"):
+        Exam(told(case, training=training | {"arch": other}), device="cpu", asr="")
+    found = Exam(told(case, inference=inference | {"arch": other}), device="cpu", asr="")
+    assert found.inference.arch["dim"] == 1024
+    Exam(told(case, training=training | {"arch": other}, inference=inference | {"arch": other}), device="cpu", asr="")

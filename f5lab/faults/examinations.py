@@ -12,7 +12,7 @@ import torch
 from f5lab import checkpoints, ema, models, oracles, probes, provenance, samplers
 from f5lab.asr import Transcriber
 from f5lab.audio import Wave, load_wave
-from f5lab.errors import AudioError, CaseError, LabError
+from f5lab.errors import AudioError, CaseError, CheckpointError, LabError
 from f5lab.faults.settings_search import Truth, dataset_front_end, find_truth
 from f5lab.probes import Hypothesis, Item, Probe
 from f5lab.specs import Arch, Case, Inference, Recipe, Weights
@@ -94,10 +94,29 @@ class Exam:
         self.base = checkpoints.open_checkpoint(case.base) if case.base else None
         if self.base is not None and _same_file(case.checkpoint, self.base.path):
             raise CaseError("base is the checkpoint itself", next_step="give what training started from, or leave base out")
+        self._refuse_misstated_training()
         for prompt in case.prompts:  # what is no recording must not become a verdict
             for path in (prompt.ref_audio, prompt.gen_audio, prompt.spoken_audio):
                 if path is not None and (wave := load_wave(path)).seconds < LEAST_S:
                     raise AudioError(f"{path} lasts {wave.seconds:.2g} s: too short to say a text")
+
+    def _refuse_misstated_training(self) -> None:
+        """Every hypothesis is measured against what training ran with. What inference states is examined, not believed."""
+        trained, run = (self._contradictions(block) for block in (self.case.training.arch, self.case.inference.arch))
+        if trained and not run:
+            raise CaseError(
+                "training.arch is not what these weights were trained with", offenders=trained,
+                next_step="correct it, or leave it out: what no shape shows is then inferred from recordings with their texts",
+            )  # fmt: skip
+
+    def _contradictions(self, stated: Arch | None) -> list[str]:
+        if stated is None or stated.is_empty:
+            return []
+        backbone, options = stated.resolve()
+        try:
+            return architectures.contradictions(self.shapes, {"backbone": backbone, **options})
+        except CheckpointError:  # a damaged file, which the detectors look into
+            return []
 
     @cached_property
     def study(self) -> ema.Study:

@@ -334,27 +334,41 @@ def check_rope(weights: "Mapping[str, Tensor]", frame: int = 1000) -> RopeCheck:
     return RopeCheck(True, dtype, worst, phase, verdict)
 
 
+def contradictions(arch: Implied, options: Mapping[str, Any]) -> list[str]:
+    """Return in words which stated options, ``backbone`` among them, are not what the shapes show; what they can not show is left alone."""
+    shown = _shown(arch)
+    return [f"{key} {value}, the shapes say {shown[key]}" for key, value in options.items() if _wrong(key, value, shown)]
+
+
+def _shown(arch: Implied) -> dict[str, Any]:
+    return arch.options() | ({"dim_head": arch.dim_head} if arch.dim_head else {})
+
+
+def _wrong(key: str, value: Any, shown: Mapping[str, Any]) -> bool:
+    return key in shown and value not in ("left out", None, shown[key])
+
+
 def claim_rows(arch: Implied, claims: Mapping[str, Mapping[str, Any] | None]) -> list[dict[str, Any]]:
     """Return option by option what the shapes say and what others claim, as table rows.
 
     Parameters
     ----------
     claims : mapping of str to (mapping or None)
-        wrong = key in shown and any(v not in ("left out", None, shown[key]) for v in values.values())
+        Options by who claims them, ``backbone`` among them; None where nobody says any.
 
     Returns
     -------
     list of dict
         ``says`` is "contradicts the shapes", "sides differ, shapes can not tell", "sides differ" or "".
     """
-    shown = arch.options() | ({"dim_head": arch.dim_head} if arch.dim_head else {})
+    shown = _shown(arch)
     given = {who: options for who, options in claims.items() if options is not None}
     keys = list(dict.fromkeys([*shown, *(key for options in given.values() for key in options)]))
     rows = []
     for key in keys:
         values = {who: options.get(key, "left out") for who, options in given.items()}
         stated = {str(value) for value in values.values()}
-        wrong = key in shown and any(value not in ("left out", None, shown[key]) for value in values.values())
+        wrong = any(_wrong(key, value, shown) for value in values.values())
         says = "contradicts the shapes" if wrong else ""
         if not wrong and len(stated) > 1:
             says = "sides differ" if key in shown else "sides differ, shapes can not tell"
