@@ -98,6 +98,7 @@ def run(
         progress.console.print(result.used, style="dim", markup=False, soft_wrap=True)
     say_path(result.index)
     if result.interrupted:
+        progress.console.print(f"interrupted; to go on: f5lab run --resume {inert.prose(str(result.folder), None)}", markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED)
     if result.changed:
         raise RunError(

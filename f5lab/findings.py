@@ -82,7 +82,12 @@ class Finding(BaseModel):
         text = f"{self.value:.4g}" + (f" {self.unit}" if self.unit else "")
         if self.interval is not None:
             text += f" [{self.interval[0]:.3g}, {self.interval[1]:.3g}]"
-        return text + (f", n={self.n}" if self.n is not None else "")
+        alone = OF_ONE if self.n == 1 and self.interval is not None else ""
+        return text + (f", n={self.n}{alone}" if self.n is not None else "")
+
+
+OF_ONE = ", so the interval is over noise draws or seeds and says nothing about others"
+"""What follows n = 1."""
 
 
 class FindingsLog:

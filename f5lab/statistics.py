@@ -160,14 +160,19 @@ def paired_ratio(
 def prompts_needed(spread: float, difference: float, *, power: float = 0.8, level: float = 0.05) -> int:
     """Return how many prompts a paired comparison needs to show a difference.
 
-    Two-sided z approximation: ``n = ((z_{1-level/2} + z_{power}) * spread / difference)**2`` (Cohen 1988, ch. 2).
+    The least n at which a two-sided paired t test reaches the power, by the noncentral t distribution (Cohen 1988,
+    "Statistical Power Analysis for the Behavioral Sciences", ch. 2).
 
     Parameters
     ----------
     spread : float
-        Standard deviation of the per-prompt differences.
+        Standard deviation of the per-prompt differences, above 0.
     difference : float
         Smallest difference worth showing, same unit, not 0.
     """
+    effect = abs(difference) / spread
     z = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
-    return max(2, int(np.ceil((z * spread / abs(difference)) ** 2)))
+    count = max(2, int((z / effect) ** 2))  # a normal test's, below which no t test gets by
+    while stats.nct.sf(stats.t.ppf(1 - level / 2, count - 1), count - 1, effect * np.sqrt(count)) < power:
+        count += 1
+    return count

@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from f5lab import catalogue
 from f5lab.errors import RunError
+from f5lab.findings import OF_ONE
 from f5lab.inert import escape_json, markdown_code, markdown_text, prose
 from f5lab.paths import existing_file, write_text
 
@@ -54,7 +55,8 @@ class Effect(_Part):
         elif self.interval is not None:
             low, high = (edge + 0.0 for edge in self.interval)  # -0.0 is 0
             said += f"; change {self.after - self.before:+.2g}, 95 % {low:+.2g} to {high:+.2g}"
-        return f"{said}; n = {self.n}"
+        alone = OF_ONE if self.n == 1 and self.interval is not None else ""
+        return f"{said}; n = {self.n}{alone}"
 
 
 class Fix(_Part):
@@ -150,13 +152,15 @@ def load(path: Path) -> Verdict:
         raise RunError(f"{path} is not a verdict", next_step="run the diagnosis again") from error
 
 
-def markdown(verdict: Verdict, findings: dict[str, str] | None = None) -> str:
+def markdown(verdict: Verdict, findings: dict[str, str] | None = None, remains: str = "") -> str:
     """Return the verdict as Markdown to paste into an issue or a chat.
 
     Parameters
     ----------
     findings : dict of str to str, optional
         Finding id to its claim, quoted as evidence.
+    remains : str
+        What the repair leaves, in a sentence; empty where it was not heard.
     """
     known = findings or {}
     lines = [f"**f5lab on {markdown_code(verdict.case)}**: {markdown_text(verdict.headline)}", ""]
@@ -168,6 +172,8 @@ def markdown(verdict: Verdict, findings: dict[str, str] | None = None) -> str:
             lines.append(f"   - {markdown_text(cause.effect.text)}")
         lines += [f"   - {markdown_text(known.get(name, name))}" for name in cause.evidence]
         lines += [f"   - set {markdown_code(f'{key}: {value}')}" for key, value in cause.fix.settings.items()]
+    if remains:
+        lines += ["", markdown_text(remains)]
     if verdict.refuted:
         lines += ["", "Ruled out: " + ", ".join(markdown_code(item.id) for item in verdict.refuted) + "."]
     if verdict.unknown:

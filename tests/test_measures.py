@@ -129,7 +129,8 @@ def test_bootstrap_refuses_nothing_and_nan(values: list[float]) -> None:
 
 
 def test_prompts_needed_is_the_textbook_figure() -> None:
-    assert statistics.prompts_needed(1.0, 0.5) == 32  # (1.96 + 0.8416)^2 * 4 = 31.4
+    """G*Power's, of a two-sided paired t test with a power of 0.8."""
+    assert [statistics.prompts_needed(1.0, d) for d in (0.2, 0.5, 0.8, 5.0)] == [199, 34, 15, 3]
 
 
 def test_audio_is_read_as_it_is(tmp_path: Path) -> None:

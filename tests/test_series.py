@@ -70,7 +70,7 @@ def test_norms_and_distances_are_those_of_the_files(found: series.Series, traine
 
 def test_the_loss_falls_in_training_and_the_last_update_is_named(found: series.Series) -> None:
     losses = [np.mean(row["probe"]["raw"]["values"]) for row in found.rows if "probe" in row]
-    assert losses == sorted(losses, reverse=True) and np.shape(found.rows[0]["probe"]["raw"]["values"]) == (3, 1)
+    assert losses == sorted(losses, reverse=True) and np.shape(found.rows[0]["probe"]["raw"]["values"]) == (3, 3)
     choice = found.choices[series.LOSS]
     assert choice.best == "model_6.pt raw" and choice.twins == ("model_last.pt raw",) and choice.decided
     assert any("in the training set" in note for note in found.notes)

@@ -124,11 +124,11 @@ def _show(report: Mapping[str, Any], console: Any, level: int = 0) -> None:
     facts = {k: v for k, v in report.items() if k not in sections}
     width = max((len(str(key)) for key in facts), default=0)
     for key, value in facts.items():
-        label = inert.visible(str(key)).replace("_", " ")
+        label = inert.visible(str(key))
         line = Text("  " * level + f"{label:<{width}}  ", "cyan").append(cell_text(value, 400) or "none", "none")
         console.print(line, soft_wrap=True)
     for key, value in sections.items():
-        console.print(Text("\n" + "  " * level + inert.visible(str(key)).replace("_", " "), "bold"))
+        console.print(Text("\n" + "  " * level + inert.visible(str(key)), "bold"))
         if isinstance(value, Mapping):
             _show(value, console, level + 1)
         elif any(isinstance(item, Mapping) or _is_rows(item) for row in value for item in row.values()):
@@ -155,7 +155,7 @@ def _show_table(rows: Sequence[Mapping[str, Any]], console: Any, limit: int = 60
     for column in columns:
         number = all(isinstance(row.get(column), (int, float, type(None))) for row in rows)
         grid.add_column(
-            Text(inert.visible(str(column)).replace("_", " ")), justify="right" if number else "left", overflow="fold"
+            Text(inert.visible(str(column))), justify="right" if number else "left", overflow="fold"
         )
     for row in rows[:limit]:
         grid.add_row(*(Text(cell_text(row.get(column), 200)) for column in columns))

@@ -141,16 +141,16 @@ def detect_front_end(exam: Exam) -> list[Suspicion]:
     pairs = [(models.front_end(trained)(t), models.front_end(given)(t)) for t in exam.texts]
     changed = [t for t, (a, b) in zip(exam.texts, pairs) if [str(x) for x in a] != [str(x) for x in b]]
     if trained == given or not changed:
-        same = (
-            f"as trained ({truth.known['front_end']})" if trained == given else "and splits these texts as training did"
-        )
+        how = truth.known["front_end"]
+        same = f"as trained ({how})" if trained == given and how != "assumed" else "and every front end splits these texts alike"
         if trained == given and truth.known["front_end"] == "assumed" and _splits_matter(exam):
             return unknown(
                 "front-end-pinyin", "The trained front end is not known.", "training.front_end, or training.dataset"
             )
         return refuted(
-            "front-end-pinyin", f"Inference uses the {given} front end, {same}.", value=0.0, unit="texts", n=len(pairs)
-        )
+            "front-end-pinyin", f"Inference uses the {given} front end, {same}.", value=0.0, unit="texts", n=len(pairs),
+            limitation="" if trained == given and how != "assumed" else "Of this case's texts; others may be split apart.",
+        )  # fmt: skip
     words = Counter(w for a, b in pairs for w in _split_words(a, b))
     shown = ", ".join(f"“{word}”" for word, _ in words.most_common(3))
     claim = f"Inference splits {len(changed)} of {len(pairs)} texts by {given}, the weights learned {trained}: {shown}."

@@ -253,7 +253,8 @@ class Bench:
         if self._new_base is not None:
             self.change(base=self._new_base.save(self.file("base/model_last.pt")))
         if planted:
-            self.change(planted=planted)
+            self.forget("question")
+            self.change(planted=planted, name="-".join([self.case.name, *planted]))
         target = self.root / "case.yaml"
         write_text(target, case_yaml(self.case, self.root))
         load_case(target)

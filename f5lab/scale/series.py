@@ -36,7 +36,7 @@ class Plan:
     Attributes
     ----------
     recordings, draws : int
-        Most recordings for the probe, and noise draws for each.
+        Most recordings for the probe, and the fewest noise draws for each: with few recordings the probe takes more.
     probe, listen : bool
         Whether to compute probe losses, and to synthesise and transcribe.
     prompts, seeds : int

@@ -86,8 +86,8 @@ class Choice:
 
 def _span(worse: Estimate) -> str:
     if not np.isfinite(worse.low):
-        return f"{worse.mean:+.3f}, no interval from one"
-    return f"{worse.mean:+.3f} [{worse.low:+.3f}, {worse.high:+.3f}]"
+        return f"{worse.mean:+.2g}, no interval from one"
+    return f"{worse.mean:+.2g} [{worse.low:+.2g}, {worse.high:+.2g}]"
 
 
 def choose(
