@@ -10,7 +10,7 @@ import json
 import logging
 import shlex
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,17 @@ def write_bundle(
         write_text(folder / MANIFEST, json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
     logger.info("bundle written to %s", out)
     return facts
+
+
+def summary(facts: Mapping[str, Any], text: str, out: Path) -> dict[str, Any]:
+    """Return what a person wants to know of ``bundle.json``: changes, notes, what was heard, and the command that speaks `text`."""
+    changed = [row | {"what": row["what"].strip("`")} for row in facts["changes"]]
+    heard = [{"text": c["text"], "heard": c["heard"], "CER": c["cer"]} for c in facts["checks"]]
+    return {
+        "case": facts["case"], "verified": facts["verified"], "mean_cer": facts["mean_cer"],
+        "speak": shlex.join([str(out / "run.sh"), text]), "more": str(out / "README.md"),
+        "changes": changed, "notes": [{"note": note} for note in facts["notes"]], "heard": heard,
+    }  # fmt: skip
 
 
 def not_repaired(exam: Exam, found: Iterable[Suspicion], recipe: Recipe) -> list[str]:

@@ -276,7 +276,9 @@ def bundle(
     from f5lab import bundles
     from f5lab.specs import load_case
 
-    deliver(bundles.write_bundle(load_case(case or paths.default_case()), out, verify=verify, device=device), json_file)
+    the_case = load_case(case or paths.default_case())
+    facts = bundles.write_bundle(the_case, out, verify=verify, device=device)
+    deliver(facts, json_file, bundles.summary(facts, the_case.prompts[0].gen_text.strip(), out))
 
 
 @app.command()
@@ -302,11 +304,13 @@ def faults(
 @app.command()
 def plant(
     fault: Annotated[str, typer.Argument(metavar="FAULT", help="Id of the catalogue; several: a,b.")],
-    case: CasePath = None,
+    case: Annotated[
+        Path | None, typer.Argument(metavar="CASE", help="A healthy case.yaml; default: the bundled one, repaired.", show_default=False)
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the case.")] = ...,  # type: ignore[assignment]
     variant: Annotated[int, typer.Option(min=0, help="Another seed, layer or amount of the same fault.")] = 0,
 ) -> None:
-    """Write a case with a fault planted into it; the default CASE is the bundled one, repaired."""
+    """Write a case with a fault planted into it."""
     from f5lab.planted import plants
     from f5lab.specs import load_case
 

@@ -460,3 +460,10 @@ def test_a_shifted_vocab_is_repaired_into_a_file(case: Case, tmp_path: Path) -> 
     assert [repaired.lookup(c) for c in letters] == [right.lookup(c) for c in letters]
     assert [given.lookup(c) for c in letters] != [right.lookup(c) for c in letters]
     assert repaired.size == right.size
+
+
+def test_people_are_told_how_to_speak_with_it_and_not_every_digest(bundle: Path) -> None:
+    told = bundles.summary(json.loads((bundle / "bundle.json").read_text(encoding="utf-8")), "Bom dia.", Path("my folder"))
+    assert told["speak"] == "'my folder/run.sh' 'Bom dia.'" and told["verified"] is False
+    assert [row["what"] for row in told["changes"]] == ["pe_attn_head", "text_mask_padding", "front end"]
+    assert not {"files", "sources", "recipe"} & set(told)

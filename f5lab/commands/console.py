@@ -29,10 +29,10 @@ def __getattr__(name: str) -> Any:
     return Annotated[Path | None, option]
 
 
-def deliver(report: Mapping[str, Any], json_file: Path | None) -> None:
-    """Show a command's result for people and, when asked for, write it as JSON."""
+def deliver(report: Mapping[str, Any], json_file: Path | None, shown: Mapping[str, Any] | None = None) -> None:
+    """Show a command's result for people and, when asked for, write it as JSON; `shown` is what people get of a long one."""
     if not write_json(inert.json_text(report, default=_plain) + "\n", json_file):
-        _show(report, _console(sys.stdout))
+        _show(report if shown is None else shown, _console(sys.stdout))
 
 
 def write_json(text: str, json_file: Path | None) -> bool:
