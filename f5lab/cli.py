@@ -215,6 +215,7 @@ def diagnose(
     listen: Annotated[bool, typer.Option(help="Synthesise and transcribe.")] = True,
     asr: Annotated[str, typer.Option(help="Whisper size or weights file.")] = "base",
     check: Annotated[bool, typer.Option("--check", help="Exit with 3 when a cause is found.")] = False,
+    reasons: Annotated[bool, typer.Option("--reasons", help="Also list every suspect with what was seen, the ruled out ones too.")] = False,
     device: Device = "auto",
     json_file: JsonFile = None,
 ) -> None:
@@ -226,6 +227,8 @@ def diagnose(
     found = diagnosis.diagnose(the_case, device=device, listen=listen, asr=asr)
     if not write_json(verdicts.to_json(found.verdict), json_file):
         typer.echo(verdicts.markdown(found.verdict, found.claims), nl=False)
+        if reasons:
+            deliver({"suspects": diagnosis.rows(found.suspicions)}, None)
     if check and any(cause.confidence >= SURE for cause in found.verdict.causes):
         raise typer.Exit(FOUND)
     if found.crashed:

@@ -110,6 +110,7 @@ class Booth:
         self.exam, self.studio = exam, Studio(exam.device)
         self.synthesised = 0
         self._digests: dict[str, str] = {}
+        self._asked: dict[object, list[list[str]]] = {}
 
     def scored(self, recipe: Recipe, pairs: Sequence[Pair]) -> list[Scored]:
         """Return one scored clip for each (prompt, seed) pair.
@@ -147,7 +148,8 @@ class Booth:
     def _key(self, recipe: Recipe, prompt: Prompt, seed: int) -> str:
         """Return a digest of everything that the clip depends on: settings and the content of every file.
 
-        ``auto`` precision is what it means on the device: of two causes, one repaired is the other one left.
+        ``auto`` precision is what it means on the device: of two causes, one repaired is the other one left. A front end
+        is the tokens that it makes of the text: where two make the same, it is the same clip.
         """
         files = [recipe.checkpoint, recipe.vocab, prompt.ref_audio]
         if recipe.vocoder.path:
@@ -158,8 +160,19 @@ class Booth:
             files += sorted(p for p in recipe.vocoder.path.iterdir() if p.is_file())
         fields = recipe.model_dump(exclude={"name", "checkpoint", "vocab", "vocoder"}, mode="json")
         fields["precision"] = models.pick_precision(recipe.precision, self.exam.device)
+        fields["front_end"] = self._tokens(recipe, prompt) or recipe.front_end
         told = [json.dumps(fields, sort_keys=True), recipe.vocoder.name, prompt.ref_text, prompt.gen_text, seed, self.exam.device, _versions()]
         return hashlib.sha256(repr([*told, *map(self._digest, files)]).encode()).hexdigest()[:32]
+
+    def _tokens(self, recipe: Recipe, prompt: Prompt) -> list[list[str]]:
+        """Return what the model would be given for a text; empty where upstream splits it into chunks."""
+        if recipe.path != "inference":
+            return []
+        key = (recipe.front_end, recipe.speed, recipe.fix_duration, prompt)
+        if key not in self._asked:
+            request = batches.capture(self.studio, recipe, prompt)
+            self._asked[key] = [[repr(token) for token in line] for line in request.text] if request else []
+        return self._asked[key]
 
     def _digest(self, path: object) -> str:
         key = str(path)

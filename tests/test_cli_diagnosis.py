@@ -61,8 +61,9 @@ def test_check_exits_with_3_when_a_cause_is_found(call: Callable, tmp_path: Path
     case = plants.plant(
         ["pe-attn-head-only"], load_case(DATA / "cases" / "ptbr-repaired" / "case.yaml"), tmp_path / "p"
     )
-    status, out, _ = call("diagnose", str(case), "--no-listen", "--check", "--device", "cpu")
+    status, out, _ = call("diagnose", str(case), "--no-listen", "--check", "--device", "cpu", "--reasons")
     assert status == 3 and "pe-attn-head-only" in out
+    assert "refuted" in out and "Inference runs in float32." in out
 
 
 def test_diagnose_needs_no_case_file(call: Callable, tmp_path: Path) -> None:
