@@ -63,7 +63,7 @@ def explore(folder: Path, *, checkpoint: Path | None = None, prompts: int = MAX_
     found = Found(checkpoint or _last(folder, candidates))
     home = found.checkpoint.parent
     others = sorted({path.parent for path in candidates} - {home})
-    if others:
+    if others and checkpoint is None:
         names = ", ".join(path.name for path in others)
         found.assumed.append(f"checkpoint: {home.name}/{found.checkpoint.name}, the training written last (others: {names})")
     bases = sorted(home.glob("pretrained_*.pt")) + sorted(home.glob("pretrained_*.safetensors"))
