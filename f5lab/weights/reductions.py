@@ -1,7 +1,8 @@
 """One read of up to three arrays of weights: energies, sums, extremes, histograms, and the sums of their differences.
 
 Two ways to the same figures: numpy in float64, and for many float32 values loops compiled by numba (`vector_loops`), which
-take a second to start and then read at the speed of memory.
+take a second to start and then read at the speed of memory. What the loops add up stays in arrays (`Tally`) until a tensor is
+complete: threads that reduce its chunks have next to nothing to do that needs Python's lock.
 """
 
 import functools
@@ -22,8 +23,8 @@ _SIGN = 0x80000000
 _PART = 1 << 14
 """Elements of a chunk with NaN or infinity that are gone over in float64."""
 _NO_VALUES = np.empty(0, np.float32)
-_IN_CACHE = 96 << 10
-"""Elements of all arrays together that are hashed and then reduced, out of a core's second cache."""
+_IN_CACHE = 128 << 10
+"""Elements of all arrays together that are reduced and then hashed, out of a core's second cache."""
 _NO_EXTREMES = (-(1 << 31), 0, 0xFFFFFFFF)
 
 
@@ -42,87 +43,108 @@ class Reduced:
     sums: Sums | None
 
 
-def reduce_chunk(
-    arrays: Sequence[NDArray], *, counted: bool = True, compiled: bool = True, hashers: Sequence[Hasher] = ()
-) -> Reduced:
-    """Reduce one array, or two or three of equal length (a, b, base), shape=(n,), in one read.
-
-    Elements that are not finite are left out of totals array by array, and of the sums where any side is not finite.
-
-    Parameters
-    ----------
-    counted : bool
-        Whether totals hold zeros and a histogram.
-    compiled : bool
-        Whether float32 arrays go through the compiled loops.
-    hashers : sequence of Hasher
-        One for each array, or none: each takes in its array's bytes while they are in the cache.
-    """
-    size = arrays[0].size
-    if not compiled or not size or any(array.dtype != np.float32 for array in arrays):
-        for hasher, array in zip(hashers, arrays, strict=bool(hashers)):
-            hasher.update(np.ascontiguousarray(array))
-        return _exact(arrays, counted)
-    found = _fast(arrays, counted, hashers)
-    if found is not None:
-        return found
-    if size <= _PART:
-        return _exact(arrays, counted)
-    parts = [[array[start : start + _PART] for array in arrays] for start in range(0, size, _PART)]
-    return add_reduced([reduce_chunk(part, counted=counted) for part in parts])
-
-
 def add_reduced(parts: Sequence[Reduced]) -> Reduced:
     """Return what chunks come to together."""
+    if len(parts) == 1:
+        return parts[0]
     totals = tuple(functools.reduce(operator.add, of_one) for of_one in zip(*(p.totals for p in parts), strict=True))
     sums = [part.sums for part in parts if part.sums is not None]
     return Reduced(totals, functools.reduce(operator.add, sums) if sums else None)
 
 
-def _fast(arrays: Sequence[NDArray[np.float32]], counted: bool, hashers: Sequence[Hasher]) -> Reduced | None:
-    """Return what the compiled loops find; None where an element or a difference is not finite."""
-    from f5lab.weights.vector_loops import reduce_blocks
+class Tally:
+    """What the compiled loops add up, one row for each chunk; threads may fill different rows at a time."""
 
-    a, b, p = (*map(np.ascontiguousarray, arrays), _NO_VALUES, _NO_VALUES)[:3]
-    sums, extremes, counts = np.zeros(8), np.array([_NO_EXTREMES] * 3, np.int64), np.zeros((2, BINS), np.int64)
-    largest, step = 0, _IN_CACHE // len(arrays) if hashers else a.size
-    for start in range(0, a.size, step):
-        part = [array[start : start + step] for array in (a, b, p)]
-        for hasher, array in zip(hashers, part, strict=False):
-            hasher.update(array)
-        largest = max(largest, reduce_blocks(*part, len(arrays), counted, sums, extremes, counts))
-    if _is_not_finite(extremes[: len(arrays)]) or largest >= _INFINITY:
-        return None
-    aa, ta, bb, tb, dd, pp, uu, vv = sums.tolist()
-    histograms = counts if counted else (None, None)
-    totals = tuple(map(_totals, arrays[:2], (aa, bb), (ta, tb), extremes, histograms))
-    if len(arrays) == 1:
-        return Reduced(totals, None)
-    step = float(np.array([largest], np.int32).view(np.float32)[0])
-    uv = (uu + vv - dd) / 2 if len(arrays) == 3 else 0.0  # d = u - v
-    found = Sums(n=a.size, aa=aa, bb=bb, ab=(aa + bb - dd) / 2, dd=dd, largest=step, pp=pp, uu=uu, vv=vv, uv=uv)
-    return Reduced(totals, found)
+    def __init__(self, rows: int) -> None:
+        self._sums, self._largest = np.zeros((rows, 8)), np.zeros(rows, np.int64)
+        self._extremes, self._counts = np.empty((rows, 3, 3), np.int64), np.zeros((rows, 2, BINS), np.int64)
+        self._extremes[:] = _NO_EXTREMES
+        self._zeros = np.zeros((rows, 2), np.int64)
 
+    def take(self, row: int, arrays: Sequence[NDArray[np.float32]], counted: bool, hashers: Sequence[Hasher]) -> bool:
+        """Reduce one to three arrays of equal length, shape=(n,), into a row that is empty.
 
-def _is_not_finite(extremes: NDArray[np.int64]) -> bool:
-    return bool((extremes[:, 0] >= _INFINITY).any() or (extremes[:, 1] >= _SIGN + _INFINITY).any())
+        Returns
+        -------
+        bool
+            Whether there are elements, and they and their differences are finite; else the row stays empty. The hashers
+            have taken in all bytes either way.
+        """
+        if not arrays[0].size:
+            return False
+        from f5lab.weights.vector_loops import reduce_blocks
 
+        a, b, p = (*map(np.ascontiguousarray, arrays), _NO_VALUES, _NO_VALUES)[:3]
+        held = self._sums[row], self._extremes[row], self._counts[row]
+        largest, step = 0, _IN_CACHE // len(arrays) if hashers else a.size
+        for start in range(0, a.size, step):
+            part = [array[start : start + step] for array in (a, b, p)]
+            largest = max(largest, reduce_blocks(*part, len(arrays), counted, *held))
+            for hasher, array in zip(hashers, part, strict=False):
+                hasher.update(array)
+        if largest >= _INFINITY or _is_not_finite(held[1][: len(arrays)].tolist()):
+            self._sums[row], self._extremes[row], self._counts[row] = 0, _NO_EXTREMES, 0
+            return False
+        self._largest[row] = largest
+        for i, array in enumerate((a, b)):
+            if self._counts[row, i, 0]:
+                self._zeros[row, i] = array.size - int(np.count_nonzero(array))
+        return True
 
-def _totals(
-    array: NDArray[np.float32], energy: float, total: float, extremes: NDArray[np.int64], counts: NDArray | None
-) -> Totals:
-    """Return the totals of an array without NaN and infinity, from what the kernel found."""
-    signed, high, low = extremes.tolist()
-    maximum = signed if signed >= 0 else low
-    minimum = high if high >= _SIGN else low
-    ends = np.array([minimum, maximum & 0xFFFFFFFF], np.uint32).view(np.float32) + np.float32(0)  # -0 becomes 0
-    found = Totals(
-        n=array.size, energy=float(energy), total=float(total), minimum=float(ends[0]), maximum=float(ends[1])
-    )
-    if counts is None:
+    def joined(self, starts: Sequence[int]) -> "Tally":
+        """Return one row for each run of rows that begins at one of `starts`, in rising order."""
+        found = Tally(0)
+        for name in ("_sums", "_counts", "_zeros"):
+            setattr(found, name, np.add.reduceat(getattr(self, name), starts))
+        found._largest = np.maximum.reduceat(self._largest, starts)
+        highest, lowest = np.maximum.reduceat(self._extremes, starts), np.minimum.reduceat(self._extremes, starts)
+        found._extremes = np.concatenate([highest[..., :2], lowest[..., 2:]], axis=-1)
         return found
-    zeros = array.size - int(np.count_nonzero(array)) if counts[0] else 0
-    return replace(found, zeros=zeros, histogram=_bins(counts))
+
+    def reduced(self, sizes: Sequence[int], arrays: Sequence[int], counted: Sequence[bool]) -> list[Reduced]:
+        """Return what each row comes to, of how many elements, of how many arrays, and whether they were counted."""
+        ends, zeros = self._ends(), self._zeros.tolist()
+        steps = self._largest.astype(np.int32).view(np.float32).tolist()
+        found = []
+        for row, (aa, ta, bb, tb, dd, pp, uu, vv) in enumerate(self._sums.tolist()):
+            n, held = sizes[row], min(arrays[row], 2)
+            totals = [
+                Totals(n, energy, total, *ends[row][i], zeros=zeros[row][i], histogram=_bins(self._counts[row, i]))
+                if counted[row]
+                else Totals(n, energy, total, *ends[row][i])
+                for i, (energy, total) in enumerate(((aa, ta), (bb, tb))[:held])
+            ]
+            sums = Sums(n=n, aa=aa, bb=bb, ab=(aa + bb - dd) / 2, dd=dd, largest=steps[row], pp=pp, uu=uu, vv=vv)
+            if arrays[row] == 3:
+                sums = replace(sums, uv=(uu + vv - dd) / 2)  # d = u - v
+            found.append(Reduced(tuple(totals), sums if held == 2 else None))
+        return found
+
+    def _ends(self) -> list[list[list[float]]]:
+        """Return minimum and maximum of each array of each row."""
+        signed, high, low = np.moveaxis(self._extremes, -1, 0)
+        maximum = np.where(signed >= 0, signed, low) & 0xFFFFFFFF
+        minimum = np.where(high >= _SIGN, high, low)
+        ends = np.stack([minimum, maximum], axis=-1).astype(np.uint32).view(np.float32) + np.float32(0)  # -0 becomes 0
+        return ends.tolist()
+
+
+def reduce_in_parts(arrays: Sequence[NDArray[np.float32]], counted: bool) -> Reduced:
+    """Reduce as `reduce_exactly`, by the compiled loops wherever nothing is NaN or infinite."""
+    starts = range(0, arrays[0].size, _PART)
+    tally, exact, size = Tally(len(starts)), [], 0
+    for row, start in enumerate(starts):
+        part = [array[start : start + _PART] for array in arrays]
+        if tally.take(row, part, counted, ()):
+            size += part[0].size
+        else:
+            exact.append(reduce_exactly(part, counted))
+    fast = tally.joined([0]).reduced([size], [len(arrays)], [counted]) if size else []
+    return add_reduced([*fast, *exact])
+
+
+def _is_not_finite(extremes: Sequence[Sequence[int]]) -> bool:
+    return any(signed >= _INFINITY or high >= _SIGN + _INFINITY for signed, high, _ in extremes)
 
 
 def _bins(counts: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
@@ -130,8 +152,11 @@ def _bins(counts: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
     return tuple(zip(keys.tolist(), counts[keys].tolist(), strict=True))
 
 
-def _exact(arrays: Sequence[NDArray], counted: bool) -> Reduced:
-    """Return the same by numpy in float64, whatever the arrays hold."""
+def reduce_exactly(arrays: Sequence[NDArray], counted: bool) -> Reduced:
+    """Reduce one array, or two or three of equal length (a, b, base), shape=(n,), by numpy in float64, whatever they hold.
+
+    Elements that are not finite are left out of totals array by array, and of the sums where any side is not finite.
+    """
     with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN
         values = [array.astype(np.float64) for array in arrays]
     fit = [np.isfinite(array) for array in values]
@@ -143,19 +168,30 @@ def _exact(arrays: Sequence[NDArray], counted: bool) -> Reduced:
         values = [array[both] for array in values]
     a, b, *base = values
     d = a - b
-    sums = {"aa": a @ a, "bb": b @ b, "ab": a @ b, "dd": d @ d, "largest": np.abs(d).max(initial=0.0)}
+    sums = {
+        "aa": _dot(a, a),
+        "bb": _dot(b, b),
+        "ab": _dot(a, b),
+        "dd": _dot(d, d),
+        "largest": np.abs(d).max(initial=0.0),
+    }
     if base:
         u, v = a - base[0], b - base[0]
-        sums |= {"pp": base[0] @ base[0], "uu": u @ u, "vv": v @ v, "uv": u @ v}
+        sums |= {"pp": _dot(base[0], base[0]), "uu": _dot(u, u), "vv": _dot(v, v), "uv": _dot(u, v)}
     found = Sums(n=a.size, left_out=both.size - a.size, **{name: float(value) for name, value in sums.items()})
     return Reduced(totals, found)
+
+
+def _dot(a: Floats, b: Floats) -> float:
+    """Return a dot product without BLAS, whose threads go on spinning where ours have work."""
+    return float(np.einsum("i,i->", a, b))
 
 
 def _exact_totals(values: Floats, fit: NDArray[np.bool_], counted: bool) -> Totals:
     finite = values if fit.all() else values[fit]
     nan = int(np.isnan(values).sum()) if finite.size < values.size else 0
     found = Totals(
-        n=values.size, energy=float(finite @ finite), total=float(finite.sum()),
+        n=values.size, energy=_dot(finite, finite), total=float(finite.sum()),
         minimum=float(finite.min(initial=math.inf)) + 0.0, maximum=float(finite.max(initial=-math.inf)) + 0.0,
         nan=nan, inf=values.size - finite.size - nan,
     )  # fmt: skip

@@ -4,9 +4,12 @@ Tensors are cut into chunks that threads reduce (`reductions`); a chunk of up to
 computed of it. Chunks are added up in file order, so that figures do not depend on the number of threads.
 """
 
+import functools
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from f5lab.weights.reductions import Reduced, add_reduced, reduce_chunk
+from f5lab.weights.reductions import Reduced, Tally, add_reduced, reduce_exactly, reduce_in_parts
 from f5lab.weights.sums import Sums, Totals
 
 TEXT_ROWS = "transformer.text_embed.text_embed.weight"
@@ -27,6 +30,7 @@ COMPILED_FROM = 16 << 20
 MOST_THREADS = 16
 ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 """Largest relative rounding error of the two half precisions."""
+_AS_FLOAT32 = {torch.float32, *ROUNDING}
 _BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -70,6 +74,19 @@ class _Job:
         return self.tensors[0].numel()
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """A run of elements of a job's tensors."""
+
+    job: _Job
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
 def scan_weights(
     *sets: Mapping[str, Tensor], counted: bool = True, seed: int | None = None, threads: int | None = None
 ) -> Scan:
@@ -87,63 +104,101 @@ def scan_weights(
     plan, reshaped, cut = _plan(sets)
     compiled = sum(job.size * len(job.sets) for job in plan) >= COMPILED_FROM
     work = _Work(plan, counted, compiled, seed)
-    with one_thread(), ThreadPoolExecutor(threads or _cores()) as pool:
-        for batch, done in zip(work.batches, pool.map(work.reduce, work.batches), strict=True):
-            for (job, *_), found in zip(batch, done, strict=True):
-                work.add(job, *found)
-    sums = {
-        plan[i].name: _with_rounding(work.sums[i], plan[i].tensors) for i in sorted(work.sums, key=_order(plan, sets))
+    work.run(threads or _cores())
+    found = [(job, work.joined(number)) for number, job in enumerate(plan)]
+    held = {
+        (i, job.name): totals
+        for job, reduced in found
+        if job.totals
+        for i, totals in zip(job.sets, reduced.totals, strict=False)  # a third set has none
     }
-    totals = tuple({name: work.totals[i, name] for name in names} for i, names in enumerate(sets[:2]))
+    totals = tuple({name: held[i, name] for name in names} for i, names in enumerate(sets[:2]))
+    sums = {job.name: reduced.sums for job, reduced in found if job.compared and reduced.sums is not None}
+    compared = {job.name: _with_rounding(sums[job.name], job.tensors) for job in plan if job.name in sums}
     digests = tuple(work.digest(i, names) for i, names in enumerate(sets)) if seed is not None else ()
-    return Scan(totals, sums, reshaped, cut, digests)
+    return Scan(totals, {name: compared[name] for name in sets[0] if name in compared}, reshaped, cut, digests)
 
 
 class _Work:
-    """The chunks of all jobs, packed so that no batch is much smaller than a chunk, and what was found in them."""
+    """The chunks of all jobs, in file order, and what was found in them."""
 
     def __init__(self, plan: Sequence[_Job], counted: bool, compiled: bool, seed: int | None) -> None:
         self.plan, self.counted, self.compiled, self.seed = plan, counted, compiled, seed
-        self.batches = list(_batches(plan))
-        self.totals: dict[tuple[int, str], Totals] = {}
-        self.sums: dict[int, Sums] = {}
-        self.hashes: dict[tuple[int, str], list[bytes]] = {}
+        self.chunks, self._first = list[_Chunk](), list[int]()
+        for job in plan:
+            self._first.append(len(self.chunks))
+            self.chunks += _chunks(job)
+        self._tally = Tally(len(self.chunks) if compiled else 0)
+        self._exact: dict[int, Reduced] = {}
+        self._hashes: dict[int, list[bytes]] = {}
 
-    def reduce(self, batch: Sequence[tuple[int, int, int]]) -> list[tuple[Reduced, list[bytes]]]:
-        """Reduce some chunks of some jobs: the part that runs in threads."""
-        return [self._reduce(self.plan[job], start, stop) for job, start, stop in batch]
+    def run(self, threads: int) -> None:
+        """Reduce all chunks. A thread fetches its next ones itself: waking another to hand them out takes longer than many do."""
+        batches, lock = _batches(self.chunks), threading.Lock()
 
-    def _reduce(self, job: _Job, start: int, stop: int) -> tuple[Reduced, list[bytes]]:
-        flat = [tensor.detach().reshape(-1)[start:stop] for tensor in job.tensors]
+        def _next_rows() -> range | None:
+            with lock:
+                return next(batches, None)
+
+        def _reduce_what_is_left(_: int) -> None:
+            for rows in iter(_next_rows, None):
+                for row in rows:
+                    self._reduce(row)
+
+        with one_thread(), ThreadPoolExecutor(threads) as pool:
+            list(pool.map(_reduce_what_is_left, range(threads)))
+
+    def _reduce(self, row: int) -> None:
+        """Let the loops reduce a chunk, where they can; have it hashed either way."""
+        chunk = self.chunks[row]
+        job, counted = chunk.job, self._counts(chunk.job)
+        flat = [tensor.detach().reshape(-1)[chunk.start : chunk.stop] for tensor in job.tensors]
         hashers = [xxhash.xxh3_128(seed=self.seed) for _ in flat] if self.seed is not None and job.totals else []
-        plain = all(part.dtype == torch.float32 for part in flat)
-        if not plain:
+        loops = self.compiled and chunk.size > 0 and all(part.dtype in _AS_FLOAT32 for part in flat)
+        as_stored = loops and all(part.dtype == torch.float32 for part in flat)
+        if not as_stored:
             for hasher, part in zip(hashers, flat, strict=bool(hashers)):
                 hasher.update(part.contiguous().view(_BYTES.get(part.element_size(), torch.uint8)).numpy())
-        options = {"counted": self.counted and job.totals, "compiled": self.compiled, "hashers": hashers * plain}
-        whole = add_reduced([reduce_chunk([_values(part) for part in parts], **options) for parts in _pieces(flat)])
-        hashes = [hasher.digest() for hasher in hashers]
-        return (whole if job.compared else Reduced(whole.totals, None)), hashes
+        taken = loops and self._tally.take(row, [_values(part) for part in flat], counted, hashers if as_stored else ())
+        if not taken:
+            reduce = reduce_in_parts if loops else reduce_exactly
+            self._exact[row] = add_reduced([reduce(part, counted) for part in _pieces(flat)])
+        if hashers:
+            self._hashes[row] = [hasher.digest() for hasher in hashers]
 
-    def add(self, number: int, found: Reduced, hashes: Sequence[bytes]) -> None:
-        """Add what was found in one chunk to what is known of its tensors."""
-        job = self.plan[number]
-        if found.sums is not None:
-            self.sums[number] = self.sums.get(number, Sums()) + found.sums
-        if not job.totals:
-            return
-        for i, totals in zip(job.sets, found.totals, strict=False):  # a third set has none
-            known = self.totals.get((i, job.name))
-            self.totals[i, job.name] = totals if known is None else known + totals
-        for i, part in zip(job.sets, hashes, strict=bool(hashes)):
-            self.hashes.setdefault((i, job.name), []).append(part)
+    def _counts(self, job: _Job) -> bool:
+        return self.counted and job.totals
+
+    @functools.cached_property
+    def _joined(self) -> list[Reduced]:
+        """What the loops found of each job."""
+        sizes = [0] * len(self.plan)
+        for number, rows in enumerate(self._rows):
+            sizes[number] = sum(self.chunks[row].size for row in rows if row not in self._exact)
+        sets = [len(job.sets) for job in self.plan]
+        return self._tally.joined(self._first).reduced(sizes, sets, [self._counts(job) for job in self.plan])
+
+    @functools.cached_property
+    def _rows(self) -> list[range]:
+        return [range(*ends) for ends in itertools.pairwise([*self._first, len(self.chunks)])]
+
+    def joined(self, number: int) -> Reduced:
+        """Return what all chunks of a job come to."""
+        rows = self._rows[number]
+        exact = [self._exact[row] for row in rows if row in self._exact]
+        return add_reduced(exact if len(exact) == len(rows) else [self._joined[number], *exact])
 
     def digest(self, number: int, tensors: Mapping[str, Tensor]) -> str:
         """Return a digest of one set, from those of its chunks."""
+        hashes = {
+            job.name: b"".join(self._hashes[row][job.sets.index(number)] for row in rows)
+            for job, rows in zip(self.plan, self._rows, strict=True)
+            if job.totals and number in job.sets
+        }
         whole = hashlib.sha256()
         for name, tensor in tensors.items():
             whole.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-            whole.update(b"".join(self.hashes.get((number, name), ())))
+            whole.update(hashes[name])
         return whole.hexdigest()
 
 
@@ -169,29 +224,31 @@ def _plan(sets: Sequence[Mapping[str, Tensor]]) -> tuple[list[_Job], dict[str, s
     return jobs, reshaped, cut
 
 
-def _batches(plan: Sequence[_Job]) -> Iterator[list[tuple[int, int, int]]]:
-    """Yield lists of (job, start, stop); a tensor that does not lie in one piece is taken whole, so as to be copied once."""
-    batch, size = [], 0
-    for number, job in enumerate(plan):
-        step = CHUNK if all(t.is_contiguous() for t in job.tensors) else max(job.size, 1)
-        for start in range(0, max(job.size, 1), step):
-            stop = min(start + step, job.size)
-            batch.append((number, start, stop))
-            size += stop - start
-            if size >= CHUNK:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
+def _chunks(job: _Job) -> list[_Chunk]:
+    """Return a job's chunks, at least one; a tensor that does not lie in one piece is taken whole, so as to be copied once."""
+    size = max(job.size, 1)
+    step = CHUNK if all(t.is_contiguous() for t in job.tensors) else size
+    return [_Chunk(job, start, min(start + step, job.size)) for start in range(0, size, step)]
 
 
-def _pieces(flat: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def _batches(chunks: Sequence[_Chunk]) -> Iterator[range]:
+    """Yield runs of chunks of which none is much smaller than a chunk may be."""
+    first, size = 0, 0
+    for number, chunk in enumerate(chunks):
+        size += chunk.size
+        if size >= CHUNK:
+            yield range(first, number + 1)
+            first, size = number + 1, 0
+    yield range(first, len(chunks))
+
+
+def _pieces(flat: Sequence[Tensor]) -> Iterator[list[NDArray]]:
     for start in range(0, max(flat[0].numel(), 1), CHUNK):
-        yield [part[start : start + CHUNK] for part in flat]
+        yield [_values(part[start : start + CHUNK]) for part in flat]
 
 
 def _values(part: Tensor) -> NDArray:
-    """Return a chunk as numpy has it; the two half precisions as float32, which holds all of their values."""
+    """Return elements as numpy has them; those of the two half precisions as float32, which holds all of their values."""
     return (part.float() if part.dtype in ROUNDING else part).numpy()
 
 
@@ -202,11 +259,6 @@ def _with_rounding(sums: Sums, tensors: Sequence[Tensor]) -> Sums:
         return sums
     pairs = zip(tensors[1:], (sums.bb, sums.pp), strict=True)
     return replace(sums, rounding=sum(energy * ROUNDING.get(t.dtype, 0.0) ** 2 / 6 for t, energy in pairs))
-
-
-def _order(plan: Sequence[_Job], sets: Sequence[Mapping[str, Tensor]]) -> Callable[[int], int]:
-    places = {name: place for place, name in enumerate(sets[0])}
-    return lambda number: places[plan[number].name]
 
 
 def _cores() -> int:

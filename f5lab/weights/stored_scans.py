@@ -8,7 +8,7 @@ results by the digests. Files below 64 MiB are read again each time, which takes
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -110,9 +110,15 @@ def _recall(sets: Sequence[tuple[Checkpoint, Weights]], seed: int) -> Scan | Non
 
 
 def _remember(sets: Sequence[tuple[Checkpoint, Weights]], scan: Scan, seed: int) -> None:
-    caches.write(_KIND, _result_key(scan.digests), json.dumps(asdict(scan)).encode("ascii"))
+    caches.write(_KIND, _result_key(scan.digests), json.dumps(_plain(scan)).encode("ascii"))
     for held, digest in zip(sets, scan.digests, strict=True):
         caches.write(_KIND, _digest_key(*held, seed), digest.encode("ascii"))
+
+
+def _plain(scan: Scan) -> dict[str, Any]:
+    """Return a scan for JSON: ``asdict``, which copies every number, takes a tenth of the time of the read."""
+    totals = [{name: vars(held) for name, held in of_one.items()} for of_one in scan.totals]
+    return vars(scan) | {"totals": totals, "sums": {name: vars(held) for name, held in scan.sums.items()}}
 
 
 def _rebuild(data: Mapping[str, Any]) -> Scan:
