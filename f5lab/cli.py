@@ -226,7 +226,7 @@ def diagnose(
 
     found = diagnosis.diagnose(the_case, device=device, listen=listen, asr=asr)
     if not write_json(verdicts.to_json(found.verdict), json_file):
-        typer.echo(verdicts.markdown(found.verdict, found.claims), nl=False)
+        typer.echo(verdicts.markdown(found.verdict, found.claims, found.beside), nl=False)
         if reasons:
             deliver({"suspects": diagnosis.rows(found.suspicions)}, None)
     if check and any(cause.confidence >= SURE for cause in found.verdict.causes):

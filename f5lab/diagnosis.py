@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from f5lab import listening, remedies
+from f5lab import listening, remedies, verdicts
 from f5lab.errors import CaseError, LabError
 from f5lab.faults import audio_faults, factors, setting_faults, suspects, text_faults, weight_faults
 from f5lab.faults.examinations import Exam, Suspicion, ranked, unknown
@@ -88,11 +88,14 @@ class Diagnosis:
         Every detector's answers, causes first, by rank.
     heard : listening.Listening or None
         What was synthesised and scored; None without listening.
+    beside : tuple of str
+        What belongs beside the verdict's headline.
     """
 
     verdict: Verdict
     suspicions: tuple[Suspicion, ...]
     heard: "listening.Listening | None"
+    beside: tuple[str, ...] = ()
 
     @property
     def claims(self) -> dict[str, str]:
@@ -210,7 +213,10 @@ def diagnose(
         suspicions = by_ear(suspicions, heard)
     log = log or FindingsLog(NUMBER, "")
     record(log, suspicions)
-    return Diagnosis(conclude(case, suspicions, log.notebook, run), tuple(suspicions), heard)
+    if heard is not None:
+        record_remaining(log, exam, heard)
+    verdict = conclude(case, suspicions, log.notebook, run)
+    return Diagnosis(verdict, tuple(suspicions), heard, tuple(verdicts.notes(log.findings)))
 
 
 def by_ear(suspicions: Sequence[Suspicion], heard: "listening.Listening") -> list[Suspicion]:
@@ -239,6 +245,18 @@ def record(log: FindingsLog, suspicions: Iterable[Suspicion], evidence: Sequence
             value=item.value, unit=item.unit, interval=item.interval, n=item.n, limitation=item.limitation or item.needs,
             evidence=list(evidence),
         )  # fmt: skip
+
+
+def record_remaining(log: FindingsLog, exam: Exam, heard: "listening.Listening", question: str = QUESTION) -> None:
+    """Record how much worse than the real recordings the repaired clips are heard, where both were heard."""
+    more = listening.remaining(exam, heard)
+    if more is None:
+        return
+    log.record(
+        f"{log.notebook}-remains", question=question, claim="Repaired, inference is heard as well as the real recordings.",
+        verdict=listening.remains_verdict(more), value=more.mean, unit="CER more", interval=more.interval if more.n > 1 else None, n=more.n,
+        limitation="What remains is the weights' own, the sampler's, or what no entry of the catalogue knows.",
+    )  # fmt: skip
 
 
 def conclude(case: Case, suspicions: Sequence[Suspicion], notebook: str = NUMBER, run: str = "") -> Verdict:

@@ -1,5 +1,6 @@
 """The verdict: ranked causes, refuted suspects, what is not known, and the fix. What ``verdict.json`` holds."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from f5lab import catalogue
 from f5lab.errors import RunError
-from f5lab.findings import OF_ONE
+from f5lab.findings import OF_ONE, Finding
 from f5lab.inert import escape_json, markdown_code, markdown_text, prose
 from f5lab.paths import existing_file, write_text
 
@@ -15,9 +16,11 @@ FILE = "verdict.json"
 SEEN = 1e-3
 """Changes below this share of their measure are none to speak of."""
 UNHEARD = "listening"
+"""What stands under ``unknown`` where clips could not be spoken or heard."""
 UNPROBED = "probe"
 """What stands under ``unknown`` where the weights were not tried on a recording."""
-"""Stands under ``unknown`` where clips could not be spoken or heard."""
+REMAINS, CEILING, SEPARATES = "06-remains", "00-asr-ceiling", "00-oracle-separates"
+"""Findings that say what the verdict's figures are worth."""
 Sentence = Annotated[str, BeforeValidator(lambda text: prose(text) if isinstance(text, str) else text)]
 """Text that may quote a file: one line in which everything can be seen."""
 
@@ -152,15 +155,33 @@ def load(path: Path) -> Verdict:
         raise RunError(f"{path} is not a verdict", next_step="run the diagnosis again") from error
 
 
-def markdown(verdict: Verdict, findings: dict[str, str] | None = None, remains: str = "") -> str:
+def notes(found: Iterable[Finding]) -> list[str]:
+    """Return what belongs beside the headline, a sentence each: what the repair leaves, and whether the recogniser can judge."""
+    known = {finding.id: finding for finding in found}
+    said = [_remains(known[REMAINS])] if REMAINS in known and known[REMAINS].value is not None else []
+    if SEPARATES in known and known[SEPARATES].verdict == "refuted":
+        said.append("The recogniser does not tell this case's real recordings from chance: no CER here says anything.")
+    elif CEILING in known and known[CEILING].verdict == "refuted":
+        measured = known[CEILING].value_text()
+        said.append(f"The recogniser mishears even the real recordings ({measured}): compare a CER here with that one, not with 0.")
+    return said
+
+
+def _remains(finding: Finding) -> str:
+    says = {"supported": "heard as well as", "refuted": "still heard worse than", "inconclusive": "not shown to be heard as well as"}
+    tail = " What remains is no setting of the catalogue's." if finding.verdict == "refuted" else ""
+    return f"Repaired, the clips are {says[finding.verdict]} the real recordings: {finding.value_text()}.{tail}"
+
+
+def markdown(verdict: Verdict, findings: Mapping[str, str] | None = None, beside: Sequence[str] = ()) -> str:
     """Return the verdict as Markdown to paste into an issue or a chat.
 
     Parameters
     ----------
     findings : dict of str to str, optional
         Finding id to its claim, quoted as evidence.
-    remains : str
-        What the repair leaves, in a sentence; empty where it was not heard.
+    beside : sequence of str
+        What `notes` returns.
     """
     known = findings or {}
     lines = [f"**f5lab on {markdown_code(verdict.case)}**: {markdown_text(verdict.headline)}", ""]
@@ -172,8 +193,8 @@ def markdown(verdict: Verdict, findings: dict[str, str] | None = None, remains: 
             lines.append(f"   - {markdown_text(cause.effect.text)}")
         lines += [f"   - {markdown_text(known.get(name, name))}" for name in cause.evidence]
         lines += [f"   - set {markdown_code(f'{key}: {value}')}" for key, value in cause.fix.settings.items()]
-    if remains:
-        lines += ["", markdown_text(remains)]
+    for note in beside:
+        lines += ["", markdown_text(note)]
     if verdict.refuted:
         lines += ["", "Ruled out: " + ", ".join(markdown_code(item.id) for item in verdict.refuted) + "."]
     if verdict.unknown:

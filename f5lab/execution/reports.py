@@ -29,7 +29,6 @@ from f5lab.provenance import duration_text, size_text
 from f5lab.verdicts import Cause, Verdict
 
 VERDICTS = ("supported", "refuted", "inconclusive")
-REMAINS = "06-remains"
 BEFORE, AFTER = "audio/06-repair-01.flac", "audio/06-repair-02.flac"
 """Where notebook 06 leaves the first prompt as inference speaks it, and repaired."""
 SETTINGS_CHARACTERS = 5000
@@ -181,10 +180,10 @@ def _verdict_view(
     """Return what the front page shows of a verdict: causes with their evidence, clips, and the Markdown to paste."""
     by_id = {row["finding"].id: row for row in rows}
     claims = {name: row["finding"].claim.partition(": ")[2] for name, row in by_id.items()}
-    left = remains(row["finding"] for row in rows)
+    beside = verdicts.notes(row["finding"] for row in rows)
     return {
         "headline": verdict.headline,
-        "remains": left,
+        "notes": beside,
         "causes": [
             {"cause": cause, "title": catalogue.title_of(cause.id), "settings": _settings_text(cause),
              "upstream": upstream_terms.lines(cause.fix.settings)[:SETTINGS_CHARACTERS],
@@ -194,18 +193,8 @@ def _verdict_view(
         "refuted": [(item.id, claims.get(item.evidence[0], "") if item.evidence else "") for item in verdict.refuted],
         "unknown": verdict.unknown,
         "clips": _before_and_after(folder, record),
-        "markdown": verdicts.markdown(verdict, claims, left) + "\n" + maintainer_markdown(record),
+        "markdown": verdicts.markdown(verdict, claims, beside) + "\n" + maintainer_markdown(record),
     }  # fmt: skip
-
-
-def remains(found: Iterable[Finding]) -> str:
-    """Return in a sentence what the repair leaves; empty where it was not heard."""
-    finding = next((item for item in found if item.id == REMAINS), None)
-    if finding is None or finding.value is None:
-        return ""
-    says = {"supported": "heard as well as", "refuted": "still heard worse than", "inconclusive": "not shown to be heard as well as"}
-    tail = " What remains is no setting of the catalogue's." if finding.verdict == "refuted" else ""
-    return f"Repaired, the clips are {says[finding.verdict]} the real recordings: {finding.value_text()}.{tail}"
 
 
 def _best_link(row: Mapping[str, Any] | None) -> str | None:

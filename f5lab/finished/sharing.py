@@ -102,7 +102,7 @@ def markdown(record: Mapping[str, Any], redactor: Redactor) -> str:
     verdict, known = redactor.verdict(), redactor.findings()
     claims = {finding.id: finding.claim.partition(": ")[2] or finding.claim for finding in known}
     said = (
-        verdicts.markdown(verdict, claims, reports.remains(known))
+        verdicts.markdown(verdict, claims, verdicts.notes(known))
         if verdict
         else f"**f5lab on `{record['case']['name']}`**: {redactor.run.headline}\n"
     )
