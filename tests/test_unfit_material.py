@@ -66,6 +66,27 @@ def test_every_text_of_a_recording_is_compared_with_it(case: Case) -> None:
     assert found.outcome == "cause" and found.n == 2
 
 
+def test_a_reference_in_noise_is_not_a_wrong_text(case: Case, tmp_path: Path) -> None:
+    """Nobody hears its text there; but the weights explain it no better by what is heard instead."""
+    rng, noisy = np.random.default_rng(0), []
+    for prompt in case.prompts[:4]:
+        wave = audio.load_wave(prompt.ref_audio)
+        noise = rng.normal(0, 1.8 * wave.rms, len(wave.samples)).astype(np.float32)
+        path = audio.save_flac(tmp_path / f"{prompt.id}.flac", Wave(0.4 * (wave.samples + noise), wave.rate_hz))
+        noisy.append(prompt.model_copy(update={"ref_audio": path}))
+    found = audio_faults.detect_reference_text(Exam(told(case, prompts=tuple(noisy)), device="cpu"))[0]
+    assert found.outcome == "unknown" and "may be unclear" in found.claim and found.needs == "a clear recording of each reference"
+
+
+def test_without_the_probe_a_text_that_is_not_heard_is_named_with_its_doubt(case: Case) -> None:
+    wrong = tuple(p.model_copy(update={"ref_text": "Uma frase que ninguém falou aqui."}) for p in case.prompts)
+    exam = Exam(told(case, prompts=wrong), device="cpu")
+    sure = audio_faults.detect_reference_text(exam)[0]
+    exam.truth = replace(exam.truth, problem="no recording")  # type: ignore[misc]
+    doubted = audio_faults.detect_reference_text(exam)[0]
+    assert sure.confidence > doubted.confidence and "unless the recording is unclear" in doubted.claim
+
+
 def test_texts_without_letters_cannot_be_compared(case: Case) -> None:
     silent = tuple(p.model_copy(update={"ref_text": "…!?"}) for p in case.prompts)
     found = audio_faults.detect_reference_text(Exam(case.model_copy(update={"prompts": silent}), device="cpu"))[0]
@@ -112,6 +133,15 @@ def test_a_byte_front_end_lacks_no_symbol(case: Case) -> None:
     exam.truth = replace(exam.truth, recipe=exam.truth.recipe.but(front_end="byte"))  # type: ignore[misc]
     found = text_faults.detect_unknown(exam) + text_faults.detect_vocab(exam)
     assert {item.outcome for item in found} == {"refuted"} and len(found) == 1 + len(text_faults.VOCAB_FAULTS)
+
+
+@pytest.mark.parametrize(("recordings", "outcome"), [(1, "unknown"), (2, "unknown"), (3, "cause")])
+def test_few_recordings_do_not_tell_that_training_saw_no_capitals(case: Case, recordings: int, outcome: str) -> None:
+    exam = Exam(told(case, prompts=case.prompts[:1]), device="cpu", asr="")
+    assert exam.truth.problem == ""
+    exam.probe.compare = lambda *_: Estimate(-0.1, -0.12, -0.08, recordings)  # type: ignore[method-assign]
+    (found,) = text_faults.detect_capitals(exam)
+    assert found.outcome == outcome
 
 
 @pytest.mark.parametrize("change", [{"fix_duration": 0.5}, {"speed": 3.0}, {"speed": 0.2}], ids=str)

@@ -10,10 +10,12 @@ from f5lab.errors import LabError
 from f5lab.faults.examinations import Exam, Suspicion, cause, refuted, span, unknown
 from f5lab.faults.prompt_timing import QUIET_RMS
 from f5lab.models import LONGEST_REFERENCE_S, RATE_HZ
-from f5lab.probes import Hypothesis, Probe, text_gate
+from f5lab.probes import Hypothesis, Item, Probe, text_gate
 
 WRONG_TEXT, OWN_TEXT = 0.6, 0.34
 """CER from which a recording says something else, and up to which it says the text."""
+AS_HEARD = 0.1
+"""A reference's text is wrong when what is heard in it lowers the loss by this share."""
 RATES_HZ = (8000, 11025, 12000, 16000, 22050, RATE_HZ, 32000, 44100, 48000)
 SLOWEST, FASTEST = 0.4, 2.6
 """Range of the true over the stated rate that is tried."""
@@ -76,10 +78,38 @@ def detect_reference_text(exam: Exam) -> list[Suspicion]:
             unit="CER",
             n=len(judged),
         )
-    item, text, rate = wrong[0]
-    claim = f"{len(wrong)} of {len(judged)} references say other words: “{item.text}” is heard as “{text}” (CER {rate:.2f}), unless the recording is unclear."
-    return [cause("ref-text-wrong", claim, 0.85, 0.7 * len(wrong) / len(judged), value=rate, unit="CER", n=len(judged),
-                  settings={"ref_text": "what the reference says"})]  # fmt: skip
+    known = _explained_as_heard(exam, [(item, text) for item, text, _ in wrong])
+    shown = known.index(True) if known and True in known else 0
+    item, text, rate = wrong[shown]
+    more = {"value": rate, "unit": "CER", "n": len(judged)}
+    claim = f"{len(wrong)} of {len(judged)} references say other words: “{item.text}” is heard as “{text}” (CER {rate:.2f})"
+    if known is None:
+        confidence, claim = 0.85, f"{claim}, unless the recording is unclear."
+    elif not any(known):
+        says = f"{claim}, but with that text the weights explain the recording no better: it may be unclear."
+        return unknown("ref-text-wrong", says, "a clear recording of each reference")
+    else:
+        confidence, claim = 0.93, f"{claim}, and with that text the weights explain the recording better."
+    return [cause("ref-text-wrong", claim, confidence, 0.7 * len(wrong) / len(judged), **more, settings={"ref_text": "what the reference says"})]
+
+
+def _explained_as_heard(exam: Exam, rows: list[tuple[Item, str]]) -> list[bool] | None:
+    """Return for each reference whether what is heard in it explains it better than its text; None where the probe cannot tell.
+
+    To a recording that is only noisy the text hardly matters; one that says other words fits its text worse than none.
+    """
+    if exam.truth.problem:
+        return None
+    recipe, known = exam.truth.recipe, []
+    for item, text in rows:
+        probe = Probe([item], device=exam.device)
+        probe.bench = exam.probe.bench
+        try:
+            gain = probe.compare(Hypothesis(recipe), Hypothesis(recipe, text=lambda _, heard=text: heard or " "))
+        except LabError:
+            return None
+        known.append(gain.mean <= -AS_HEARD and gain.high < 0)
+    return known
 
 
 def detect_rate_label(exam: Exam) -> list[Suspicion]:

@@ -14,7 +14,7 @@ from f5lab.errors import LabError, VocabError
 from f5lab.faults import prompt_timing
 from f5lab.faults.examinations import Exam, Suspicion, cause, refuted, span, unknown
 from f5lab.models import SHORT_BYTES
-from f5lab.probes import Hypothesis
+from f5lab.probes import FEW_ITEMS, Hypothesis
 from f5lab.specs import Prompt
 from f5lab.vocabs import Vocab, VocabComparison
 
@@ -220,6 +220,9 @@ def detect_capitals(exam: Exam) -> list[Suspicion]:
         says = "The dataset has capitals." if folded is False else "Small letters explain the recordings no better."
         return refuted("case-folding", says, value=None if lower is None else lower.mean, unit="loss in small letters",
                        interval=None if lower is None else span(lower), n=None if lower is None else lower.n)  # fmt: skip
+    if not folded and has_capitals and lower is not None and lower.n < FEW_ITEMS:
+        says = f"Small letters lower the loss by {-100 * lower.mean:.0f} %, on {lower.n} recordings only."
+        return unknown("case-folding", says, f"{FEW_ITEMS} recordings with their texts, or training.dataset")
     why = (
         "the dataset has none"
         if folded
