@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,12 @@ from f5lab.untrusted.weights_files import open_weights_file
 from f5lab.whisper_weights import find_weights
 
 WINDOW_S = 30.0
-TOKENS_PER_SECOND = 12
+TOKENS_PER_SECOND, FEWEST_TOKENS, MOST_TOKENS = 12, 24, 224
+"""What a transcript may have: on noise Whisper goes on for as long as it is let."""
+LONGER = 3
+"""Times as many where a transcript was cut and is no loop: letters of some scripts take three tokens each."""
+LOOPING = 2.4
+"""Compression ratio above which Whisper's own transcriber takes a transcript for a loop."""
 BATCH = {"cpu": 8, "cuda": 64}
 """Clips that are heard at once."""
 CACHE = "transcripts"
@@ -131,21 +137,29 @@ class Transcriber:
 
     def _key(self, wave: Wave) -> str:
         digest = hashlib.sha256(np.ascontiguousarray(wave.samples, dtype=np.float32).tobytes())
-        digest.update(f"{wave.rate_hz}|{self.weights_id}|{self.language}|{self.device}|3".encode())
+        digest.update(f"{wave.rate_hz}|{self.weights_id}|{self.language}|{self.device}|4".encode())
         return digest.hexdigest()
 
     def _decode(self, waves: Sequence[Wave]) -> list[Transcript]:
         import whisper
 
-        mels = [self._mel(wave) for wave in waves]
-        longest = max(w.seconds for w in waves)
-        options = whisper.DecodingOptions(
-            language=self.language, temperature=0.0, without_timestamps=True, fp16=self.device.startswith("cuda"),
-            sample_len=min(224, max(24, int(TOKENS_PER_SECOND * longest))),
-        )  # fmt: skip
-        results = whisper.decode(self.model, torch.stack(mels).to(self.device), options)
+        mels = torch.stack([self._mel(wave) for wave in waves]).to(self.device)
+        budget = min(MOST_TOKENS, max(FEWEST_TOKENS, int(TOKENS_PER_SECOND * max(w.seconds for w in waves))))
+        results = whisper.decode(self.model, mels, self._options(budget))
+        cut = [i for i, r in enumerate(results) if len(r.tokens) >= budget and r.compression_ratio <= LOOPING]
+        if cut and budget < MOST_TOKENS:
+            longer = whisper.decode(self.model, mels[cut], self._options(min(MOST_TOKENS, LONGER * budget)))
+            for i, result in zip(cut, longer, strict=True):
+                results[i] = result
         self.transcribed += len(waves)
         return [Transcript(r.text.strip(), float(r.avg_logprob), float(r.no_speech_prob)) for r in results]
+
+    def _options(self, tokens: int) -> Any:
+        import whisper
+
+        return whisper.DecodingOptions(
+            language=self.language, temperature=0.0, without_timestamps=True, fp16=self.device.startswith("cuda"), sample_len=tokens
+        )
 
 
 def _read(key: str) -> Transcript | None:

@@ -17,12 +17,16 @@ import difflib
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import TYPE_CHECKING, Literal
 
 import jiwer
 import numpy as np
 
 from f5lab.audio import Wave
+
+if TYPE_CHECKING:
+    import opencc
 
 Direction = Literal["lower", "higher", "near 1"]
 MIN_SECONDS = 0.1
@@ -49,16 +53,28 @@ class Score:
 def normalise(text: str) -> str:
     """Return text as the error rates see it: NFC, lower case, punctuation and symbols to spaces, single spaces.
 
-    Accents are kept: in Portuguese "avó" and "avô" are two people. Digits are not spelled out.
+    Accents are kept: in Portuguese "avó" and "avô" are two people. Digits are not spelled out. Traditional Chinese becomes
+    simplified, as in upstream's own evaluation (``eval/utils_eval.py``): Whisper writes either, whatever was spoken.
 
     Examples
     --------
     >>> normalise("Esqueceu o guarda-chuva.  ")
     'esqueceu o guarda chuva'
+    >>> normalise("對,這就是我")
+    '对 这就是我'
     """
     folded = unicodedata.normalize("NFC", text).lower()
+    if any("CJK UNIFIED" in unicodedata.name(c, "") for c in folded):
+        folded = _to_simplified().convert(folded)
     kept = (" " if unicodedata.category(c)[0] in "PSZC" else c for c in folded)
     return " ".join("".join(kept).split())
+
+
+@cache
+def _to_simplified() -> "opencc.OpenCC":
+    import opencc
+
+    return opencc.OpenCC("t2s")
 
 
 def _error_rate(name: str, reference: str, hypothesis: str, rate: Callable[[str, str], float]) -> Score:

@@ -27,6 +27,9 @@ def tone(frequency: float = 440.0, seconds: float = 0.5, rate: int = 24000, leve
         ("avó", "avô", 1 / 3),
         ("O gato.", "", 1.0),
         ("oi", "oi oi oi oi oi", 1.0),
+        ("对，这就是我", "對,這就是我", 0.0),
+        ("對，這就是我", "对这就是你", 0.2),
+        ("東京に行く", "东京に行く", 0.0),
     ],
 )
 def test_cer(text: str, heard: str, expected: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from f5lab import audio, bundle_speech, bundles, diagnosis, listening, metrics, models, oracles, paths, statistics
+from f5lab import asr, audio, bundle_speech, bundles, diagnosis, listening, metrics, models, oracles, paths, statistics
 from f5lab.audio import Wave
 from f5lab.errors import AsrError, CaseError, LabError, ModelError, RunError, UsageError
 from f5lab.faults import audio_faults, factors, suspects, text_faults, weight_faults
@@ -103,6 +103,18 @@ def test_a_recogniser_told_the_wrong_language_judges_nothing(case: Case) -> None
         oracles.transcriber(wrong)
     found = audio_faults.detect_reference_text(Exam(wrong, device="cpu"))[0]
     assert found.outcome == "unknown" and "'pt'" in found.claim and found.needs == "set language: pt"
+
+
+def test_a_transcript_that_was_cut_is_written_on(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where letters take three tokens each, what is said in a second takes more than Portuguese does."""
+    heard = oracles.transcriber(case)
+    waves = [audio.load_wave(p.gen_audio) for p in case.prompts[:2] if p.gen_audio]
+    whole = [t.text for t in heard._decode(waves)]
+    monkeypatch.setattr(asr, "FEWEST_TOKENS", 3)
+    monkeypatch.setattr(asr, "TOKENS_PER_SECOND", 0)
+    assert [t.text for t in heard._decode(waves)] == whole
+    monkeypatch.setattr(asr, "LONGER", 1)
+    assert all(len(t.text) < len(text) for t, text in zip(heard._decode(waves), whole, strict=True))
 
 
 def test_a_language_that_nobody_states_is_heard(case: Case) -> None:

@@ -151,9 +151,7 @@ def detect_front_end(exam: Exam) -> list[Suspicion]:
             "front-end-pinyin", f"Inference uses the {given} front end, {same}.", value=0.0, unit="texts", n=len(pairs),
             limitation="" if trained == given and how != "assumed" else "Of this case's texts; others may be split apart.",
         )  # fmt: skip
-    words = Counter(w for a, b in pairs for w in _split_words(a, b))
-    shown = ", ".join(f"“{word}”" for word, _ in words.most_common(3))
-    claim = f"Inference splits {len(changed)} of {len(pairs)} texts by {given}, the weights learned {trained}: {shown}."
+    claim = f"Inference splits {len(changed)} of {len(pairs)} texts by {given}, the weights learned {trained}{_examples(pairs)}."
     more: dict[str, Any] = {"value": len(changed) / len(pairs), "unit": "share of texts", "n": len(pairs)}
     more = {**exam.cost({"front_end": given}), "interval": None, **more}
     known = 0.98 if truth.known["front_end"] == "stated" else 0.93
@@ -163,6 +161,14 @@ def detect_front_end(exam: Exam) -> list[Suspicion]:
 
 def _splits_matter(exam: Exam) -> bool:
     return any([str(t) for t in models.front_end("pinyin")(text)] != list(text) for text in exam.texts)
+
+
+def _examples(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> str:
+    """Return words that inference breaks, else words that only training broke, as the end of a sentence."""
+    broken = Counter(word for trained, given in pairs for word in _split_words(trained, given))
+    kept = Counter(word for trained, given in pairs for word in _split_words(given, trained))
+    shown = ", ".join(f"“{word}”" for word, _ in (broken or kept).most_common(3))
+    return f": {shown}" if broken else f", which has {shown}" if kept else ""
 
 
 def _split_words(a: Sequence[Any], b: Sequence[Any]) -> list[str]:
