@@ -1,5 +1,6 @@
 """Material that cannot settle a question: the answer is unknown and says what would settle it, never a cause."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -321,6 +322,12 @@ def test_a_file_that_is_no_result_is_not_written_over(tmp_path: Path, case: Case
         console.spare_page(tmp_path / "mine.html")
     with pytest.raises(UsageError, match="would write over"):
         console.write_json("{}", tmp_path / "case.yaml")
+    (tmp_path / "setting.json").write_text('{"exp_name": "F5TTS_Base"}')
+    with pytest.raises(UsageError, match="would write over"):
+        console.write_json('{"found": 1}', tmp_path / "setting.json")
+    for value in (1, 2):
+        console.write_json(f'{{"found": {value}}}', tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text()) == {"found": 2}
     with pytest.raises(RunError, match="not the result of a sweep"):
         sweeps.spare(tmp_path / "case.yaml")
     (tmp_path / "page.html").write_bytes(b"<!DOCTYPE html>" + console.PAGE_MARK)

@@ -1,5 +1,6 @@
 """What the command line shows: results for people or as JSON, and the progress of a run."""
 
+import json
 import os
 import stat
 import sys
@@ -50,7 +51,7 @@ def write_json(text: str, json_file: Path | None) -> bool:
         with json_file.open("w", encoding="utf-8") as f:
             f.write(text)
     elif json_file is not None:
-        paths.write_text(_spare(json_file), text)
+        paths.write_text(_spare(json_file, text), text)
     return False
 
 
@@ -84,19 +85,27 @@ def _is_a_stream(path: Path) -> bool:
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
-def _spare(json_file: Path) -> Path:
-    """Return the file to write, unless what lies there is not an earlier result of a command.
+def _spare(json_file: Path, text: str) -> Path:
+    """Return the file to write, unless what lies there is not an earlier result of the same command.
 
     Raises
     ------
     UsageError
-        It is a link, has another ending than ``.json``, or is one of a run's own files.
+        It is a link, one of a run's own files, or not JSON with the entries of `text`.
     """
-    taken = json_file.is_symlink() or json_file.exists()
     in_a_run = json_file.name in RUN_FILES and (json_file.parent / "run.json").exists()
-    if taken and (json_file.is_symlink() or json_file.suffix.lower() != ".json" or in_a_run):
-        raise UsageError(f"--json {json_file} would write over a file", expected="a new file, or an earlier one ending in .json")
+    if json_file.is_symlink() or (json_file.exists() and (in_a_run or not _is_alike(json_file, text))):
+        raise UsageError(f"--json {json_file} would write over a file", expected="a new file, or this command's earlier result")
     return json_file
+
+
+def _is_alike(earlier: Path, text: str) -> bool:
+    """Return whether a file holds JSON with the entries of a result."""
+    try:
+        held = json.loads(earlier.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(held, dict) and held.keys() == json.loads(text).keys()
 
 
 def say_path(path: Path) -> None:
