@@ -28,7 +28,7 @@ from f5lab.oracles import Scored
 from f5lab.paths import atomic_path, free_folder, sha256_file
 from f5lab.probes import FEW_ITEMS, Bench, Hypothesis, Item, Probe
 from f5lab.specs import Case, Recipe
-from f5lab.statistics import Estimate, cluster_mean, paired_difference
+from f5lab.statistics import Estimate, paired_difference, paired_ratio
 
 SOURCES = ("raw", "ema", "base")
 
@@ -204,7 +204,7 @@ class Landscape:
     ----------
     mixes : tuple of Mix
     losses : np.ndarray [shape=(mixes, recordings)]
-        Share of the flow's energy left unexplained, mean over noise draws.
+        Share of the flow's energy left unexplained, geometric mean over noise draws.
     """
 
     mixes: tuple[Mix, ...]
@@ -212,13 +212,13 @@ class Landscape:
 
     @property
     def best(self) -> Mix:
-        """The mix of the lowest mean loss."""
-        return self.mixes[int(self.losses.mean(1).argmin())]
+        """The mix of the lowest geometric mean loss: losses are compared by their ratios, as the probe does."""
+        return self.mixes[int(np.log(self.losses).mean(1).argmin())]
 
     def change(self, mix: Mix, reference: Mix) -> Estimate:
         """Return how much higher the loss of a mix is than the reference's, as a share of it, paired over recordings."""
         a, b = (self.losses[self.mixes.index(m)] for m in (reference, mix))
-        return cluster_mean((b - a) / a.mean())
+        return paired_ratio(b, a)
 
     def honest_change(self, reference: Mix) -> Estimate | None:
         """Return the same for the best mix, chosen anew for each recording from the others.
@@ -229,20 +229,22 @@ class Landscape:
         count = self.losses.shape[1]
         if count < FEW_ITEMS:
             return None
-        others = (self.losses.sum(1, keepdims=True) - self.losses) / (count - 1)
+        logs = np.log(self.losses)
+        others = logs.sum(1, keepdims=True) - logs
         chosen = self.losses[others.argmin(0), np.arange(count)]
         start = self.losses[self.mixes.index(reference)]
-        return cluster_mean((chosen - start) / start.mean())
+        return paired_ratio(chosen, start)
 
     @property
     def rows(self) -> list[dict[str, object]]:
         """One row a mix, the lowest loss first."""
         best = self.best
         rows = []
-        for k in self.losses.mean(1).argsort():
+        means = np.exp(np.log(self.losses).mean(1))
+        for k in means.argsort():
             mix, worse = self.mixes[k], self.change(self.mixes[k], best)
             low, high = (100 * v for v in worse.interval)
-            rows.append({"blend": mix.name, "loss": float(self.losses[k].mean()), "above the best by %": 100 * worse.mean,
+            rows.append({"blend": mix.name, "loss": float(means[k]), "above the best by %": 100 * worse.mean,
                          "95 %": f"{low:+.1f} to {high:+.1f}" if np.isfinite(low) else "one recording: no interval"})  # fmt: skip
         return rows
 
@@ -269,7 +271,7 @@ def survey(
         models.fill(model, blend(sources, mix), precision=recipe.precision, device=device)
         probe = Probe(items, draws=draws, device=device)
         probe.bench = _Blended(model, device)
-        losses.append(probe.loss(Hypothesis(recipe)).values.mean(1))
+        losses.append(np.exp(np.log(probe.loss(Hypothesis(recipe)).values).mean(1)))
     return Landscape(tuple(mixes), np.array(losses))
 
 

@@ -1,6 +1,6 @@
 """Intervals and sample sizes, so that no claim rests on one clip."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -153,8 +153,26 @@ def paired_ratio(
     x, y = np.asarray(before, float), np.asarray(after, float)
     if x.shape != y.shape or not ((x > 0) & (y > 0)).all():
         raise ValueError(f"pairs of values above 0 needed, got {x.size} before, {y.size} after")
-    logs = cluster_mean(np.log(y / x), groups, seed=seed)
-    return Estimate(*(float(np.expm1(v)) for v in (logs.mean, logs.low, logs.high)), logs.n)
+    return _turned_back(cluster_mean(np.log(y / x), groups, seed=seed), np.expm1)
+
+
+def geometric_mean(values: Sequence[float], groups: Sequence[object] | None = None, *, seed: int = 0) -> Estimate:
+    """Return a geometric mean with its interval: `cluster_mean` of the logarithms, turned back. For losses, as `paired_ratio`.
+
+    Raises
+    ------
+    ValueError
+        No values, or one that is not above 0 and finite.
+    """
+    data = np.asarray(values, float)
+    if not (data > 0).all():
+        raise ValueError(f"values above 0 needed, the lowest is {data.min()}")
+    return _turned_back(cluster_mean(np.log(data), groups, seed=seed), np.exp)
+
+
+def _turned_back(logs: Estimate, back: Callable[[float], float]) -> Estimate:
+    low, high = (float(back(v)) if np.isfinite(v) else v for v in logs.interval)
+    return Estimate(float(back(logs.mean)), low, high, logs.n)
 
 
 def prompts_needed(spread: float, difference: float, *, power: float = 0.8, level: float = 0.05) -> int:

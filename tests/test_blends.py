@@ -98,7 +98,7 @@ def test_a_single_source_has_the_probes_own_loss(case: Case, sources: Sources) -
     recipe, items = toy_recipe(case.checkpoint), [toy_item()]
     landscape = blends.survey(recipe, sources, sources.lattice(2), items, draws=1)
     for slot in ("raw", "ema"):
-        own = Probe(items).loss(Hypothesis(recipe.but(weights=slot))).values.mean(1)
+        own = Probe(items).loss(Hypothesis(recipe.but(weights=slot))).mean
         assert landscape.losses[landscape.mixes.index(Mix(**{slot: 1.0}))] == pytest.approx(own, rel=1e-5)
     assert len(landscape.rows) == 3 and landscape.rows[0]["blend"] == landscape.best.name
 

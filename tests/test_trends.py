@@ -62,3 +62,15 @@ def test_one_prompt_decides_nothing() -> None:
 
 def test_nothing_measured_is_no_choice() -> None:
     assert choose("CER", {}) is None
+
+
+def test_losses_are_compared_by_their_ratios_as_the_probe_does() -> None:
+    """A recording that is hard to explain does not outvote the others."""
+    hard, easy = [0.9, 0.1, 0.1], [0.8, 0.12, 0.12]
+    by_means = choose("probe loss", {"hard": hard, "easy": easy}, ["p", "q", "r"])
+    found = choose("probe loss", {"hard": hard, "easy": easy}, ["p", "q", "r"], ratios=True)
+    assert (by_means.best, found.best) == ("easy", "hard") and found.ratios
+    assert found.rivals[0].worse.mean == pytest.approx((0.8 * 0.12 * 0.12 / (0.9 * 0.1 * 0.1)) ** (1 / 3) - 1)
+    assert found.value.mean == pytest.approx((0.9 * 0.1 * 0.1) ** (1 / 3)) and "+8.6 % [" in found.says
+    alone = choose("probe loss", {"a": [[0.5]], "b": [[0.6]]}, ratios=True)
+    assert not alone.decided and "+20 %, no interval from one" in alone.says

@@ -21,7 +21,7 @@ from f5lab.scale.ledgers import Ledger
 from f5lab.scale.series_rows import Bench, Booth
 from f5lab.scale.trends import Choice, choose
 from f5lab.specs import Case, load_case, name_of
-from f5lab.statistics import SHARE, cluster_mean
+from f5lab.statistics import SHARE, cluster_mean, geometric_mean
 
 LEDGER = "rows.jsonl"
 LOSS = "probe loss"
@@ -296,7 +296,7 @@ def _choices(rows: list[dict[str, Any]]) -> dict[str, Choice]:
     spoken = dict(parts(rows, "speech"))
     groups = [clip["prompt"] for clip in next(iter(spoken.values()))["clips"]] if spoken else None
     cers = {label: [clip["cer"] for clip in part["clips"]] for label, part in spoken.items()}
-    found = {LOSS: choose(LOSS, losses), CER: choose(CER, cers, groups)}
+    found = {LOSS: choose(LOSS, losses, ratios=True), CER: choose(CER, cers, groups)}
     return {name: choice for name, choice in found.items() if choice is not None}
 
 
@@ -317,7 +317,7 @@ def mean_interval(row: dict[str, Any], part: str, slot: str) -> tuple[float, flo
         return None
     if part == "probe":
         array = np.asarray(value["values"], float)
-        found = cluster_mean(array.mean(1) if len(array) >= 3 else array.ravel())
+        found = geometric_mean(np.exp(np.log(array).mean(1)) if len(array) >= 3 else array.ravel())
     else:
         found = cluster_mean([c["cer"] for c in value["clips"]], [c["prompt"] for c in value["clips"]], within=SHARE)
     return found.mean, found.low, found.high

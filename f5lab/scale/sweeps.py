@@ -22,7 +22,7 @@ from f5lab.paths import atomic_path, existing_file
 from f5lab.scale import engines
 from f5lab.scale.engines import Done, Perform, Task
 from f5lab.scale.trends import Choice, choose, panels
-from f5lab.statistics import SHARE, cluster_mean
+from f5lab.statistics import SHARE, Estimate, cluster_mean, geometric_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -208,6 +208,14 @@ def varying(frame: pd.DataFrame) -> list[str]:
     return [c for c in ("case", "checkpoint", "recipe", *SETTINGS) if frame[c].nunique(dropna=False) > 1]
 
 
+def _average(rows: pd.DataFrame, measure: str) -> Estimate:
+    """Return a measure's mean over clips with its interval over prompts: of losses the geometric one, as the probe has it."""
+    values, prompts = rows[measure].astype(float).tolist(), rows["prompt"].tolist()
+    if measure == "loss":
+        return geometric_mean(values, prompts)
+    return cluster_mean(values, prompts, within=SHARE if measure == "cer" else None)
+
+
 def summarise(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return one row a recipe: what tells it apart, means over prompts and seeds, n of prompts, CER's and loss's 95 % interval."""
     listed = []
@@ -218,9 +226,9 @@ def summarise(frame: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for name in MEASURED:
             usable = rows[rows[name].notna()]
-            shown[name] = float(usable[name].mean()) if len(usable) else None
-            if name in ("cer", "loss") and len(usable):
-                found = cluster_mean(usable[name].astype(float).tolist(), usable["prompt"].tolist(), within=SHARE if name == "cer" else None)
+            found = _average(usable, name) if len(usable) else None
+            shown[name] = found.mean if found else None
+            if name in ("cer", "loss") and found:
                 shown[f"{name} 95 %"] = (
                     f"{found.low:.3f} to {found.high:.3f}" if np.isfinite(found.low) else "one prompt"
                 )
@@ -256,7 +264,7 @@ def best(frame: pd.DataFrame, measure: str = "cer") -> Choice | None:
                 rows[measure].astype(float).tolist(),
                 list(zip(rows["text"], rows["reference"])),  # the same material in two cases is no second prompt
             )
-    return choose({"cer": "CER", "loss": "probe loss"}.get(measure, measure), candidates, groups)
+    return choose({"cer": "CER", "loss": "probe loss"}.get(measure, measure), candidates, groups, ratios=measure == "loss")
 
 
 def conclude(frame: pd.DataFrame) -> list[str]:
@@ -302,7 +310,7 @@ def plot(
     lines = [("", used)] if by is None else [(str(v), part) for v, part in used.groupby(by, sort=False, dropna=False)]
     for number, (name, part) in enumerate(lines):
         points = [(i, part[part[x].isna()] if v is None else part[part[x] == v]) for i, v in enumerate(ticks)]
-        found = [(i, cluster_mean(p[y].astype(float).tolist(), p["prompt"].tolist(), within=SHARE if y == "cer" else None)) for i, p in points if len(p)]
+        found = [(i, _average(p, y)) for i, p in points if len(p)]
         at = [i + 0.06 * (number - (len(lines) - 1) / 2) for i, _ in found]
         colour = PALETTE[number % len(PALETTE)]
         ax.plot(at, [e.mean for _, e in found], marker="os^Dv"[number % 5], ms=4, lw=1.2, color=colour, label=name[:60])

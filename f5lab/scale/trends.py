@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from f5lab.plots import PALETTE
-from f5lab.statistics import Estimate, cluster_mean, paired_difference
+from f5lab.statistics import Estimate, cluster_mean, geometric_mean, paired_difference, paired_ratio
 
 FEW_GROUPS = 3
 """With fewer recordings than this, noise draws are resampled instead, as the probe does."""
@@ -19,7 +19,10 @@ SLOT_COLOURS = {"raw": PALETTE[0], "ema": PALETTE[1]}
 
 @dataclass(frozen=True)
 class Rival:
-    """One candidate against the best: how much higher its measure is, paired over the same recordings and noise."""
+    """One candidate against the best: how much higher its measure is, paired over the same recordings and noise.
+
+    `worse` is a difference, or of losses the share by which it is higher.
+    """
 
     name: str
     worse: Estimate
@@ -45,6 +48,8 @@ class Choice:
         Candidates whose every value is the best's: the same weights under another name.
     of_draws : bool
         The intervals are over noise draws of one or two recordings, and say nothing about other recordings.
+    ratios : bool
+        Losses: compared by their ratios, the mean is the geometric one, as the probe has it.
     """
 
     measure: str
@@ -53,6 +58,7 @@ class Choice:
     rivals: tuple[Rival, ...]
     twins: tuple[str, ...] = ()
     of_draws: bool = False
+    ratios: bool = False
 
     @property
     def ties(self) -> list[Rival]:
@@ -74,9 +80,9 @@ class Choice:
         if self.twins:
             text += f" The same to the last digit: {', '.join(self.twins)}."
         if self.decided:
-            text += f" Every other one is worse; the nearest, {self.rivals[0].name}, by {_span(self.rivals[0].worse)}."
+            text += f" Every other one is worse; the nearest, {self.rivals[0].name}, by {self._span(self.rivals[0].worse)}."
         elif self.ties:
-            listed = ", ".join(f"{r.name} ({_span(r.worse)})" for r in self.ties[:4])
+            listed = ", ".join(f"{r.name} ({self._span(r.worse)})" for r in self.ties[:4])
             more = f" and {len(self.ties) - 4} more" if len(self.ties) > 4 else ""
             text += f" Not told apart from it: {listed}{more}. Take any of them, or measure on more {over}."
         elif not self.twins:
@@ -84,14 +90,16 @@ class Choice:
         return text
 
 
-def _span(worse: Estimate) -> str:
-    if not np.isfinite(worse.low):
-        return f"{worse.mean:+.2g}, no interval from one"
-    return f"{worse.mean:+.2g} [{worse.low:+.2g}, {worse.high:+.2g}]"
+    def _span(self, worse: Estimate) -> str:
+        scale, unit = (100, " %") if self.ratios else (1, "")
+        mean = f"{scale * worse.mean:+.2g}{unit}"
+        if not np.isfinite(worse.low):
+            return f"{mean}, no interval from one"
+        return f"{mean} [{scale * worse.low:+.2g}, {scale * worse.high:+.2g}]"
 
 
 def choose(
-    measure: str, candidates: Mapping[str, Sequence[float] | np.ndarray], groups: Sequence[object] | None = None
+    measure: str, candidates: Mapping[str, Sequence[float] | np.ndarray], groups: Sequence[object] | None = None, *, ratios: bool = False
 ) -> Choice | None:
     """Return the candidate with the lowest mean, and how the others compare in pairs; None without candidates.
 
@@ -101,6 +109,8 @@ def choose(
         All of one shape, values in the same order.
     groups : sequence [shape=(k,)], optional
         Prompt of each value of a flat array; without it rows of the array are the groups.
+    ratios : bool
+        Compare by ratios, as losses are; every value above 0 then.
 
     Notes
     -----
@@ -110,25 +120,27 @@ def choose(
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in candidates.items()}
     if not arrays:
         return None
-    best = min(arrays, key=lambda name: arrays[name].mean())
-    flat, labels, of_draws = _flattened(arrays, groups)
+    average, compare = (geometric_mean, paired_ratio) if ratios else (cluster_mean, paired_difference)
+    flat, labels, of_draws = _flattened(arrays, groups, ratios)
+    best = min(flat, key=lambda name: average(flat[name], labels).mean)
     twins = tuple(n for n, values in arrays.items() if n != best and np.array_equal(values, arrays[best]))
     rivals = [
-        Rival(name, _counted(paired_difference(values, flat[best], labels), arrays[best], of_draws))
+        Rival(name, _counted(compare(values, flat[best], labels), arrays[best], of_draws))
         for name, values in flat.items() if name != best and name not in twins
     ]  # fmt: skip
-    value = _counted(cluster_mean(flat[best], labels), arrays[best], of_draws)
-    return Choice(measure, best, value, tuple(sorted(rivals, key=lambda r: r.worse.mean)), twins, of_draws)
+    value = _counted(average(flat[best], labels), arrays[best], of_draws)
+    return Choice(measure, best, value, tuple(sorted(rivals, key=lambda r: r.worse.mean)), twins, of_draws, ratios)
 
 
 def _flattened(
-    arrays: Mapping[str, np.ndarray], groups: Sequence[object] | None
+    arrays: Mapping[str, np.ndarray], groups: Sequence[object] | None, ratios: bool
 ) -> tuple[dict[str, np.ndarray], Sequence[object] | None, bool]:
     first = next(iter(arrays.values()))
     if first.ndim == 1:
         return dict(arrays), groups, False
     if len(first) >= FEW_GROUPS:
-        return {name: values.mean(1) for name, values in arrays.items()}, None, False
+        means = {n: np.exp(np.log(values).mean(1)) if ratios else values.mean(1) for n, values in arrays.items()}
+        return means, None, False
     return {name: values.ravel() for name, values in arrays.items()}, None, True
 
 
