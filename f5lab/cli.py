@@ -162,8 +162,11 @@ def diff(
 ) -> None:
     """Compare A's raw and EMA weights, both seen from the base B where it is given; or A with B where A holds one set."""
     from f5lab import ema
+    from f5lab.weights import diffs
 
-    deliver(ema.report(a, b), json_file)
+    found = ema.report(a, b)
+    used = found["overall"].keys() | (found["base_share"] or {}).keys()
+    deliver(found, json_file, found | {"terms": {name: text for name, text in diffs.TERMS.items() if name in used}})
 
 
 @app.command()

@@ -19,6 +19,20 @@ __all__ = [
     "one_thread", "vector_cosine",
 ]  # fmt: skip
 
+TERMS = {
+    "relative_l2": "|a - b| / |a|",
+    "cosine": "of the angle between a and b; 1 is the same direction",
+    "largest": "largest change of one weight",
+    "moved_from_base": "|a - base| / |base|: how far training moved a",
+    "alpha": "how far b has come from the base (0) to a (1), along the straight way",
+    "path_cosine": "of the angle between b - base and a - base; far below 1, b came another way",
+    "weight": "what ema_pytorch's decay leaves of the base after these updates: the least that its share can be",
+    "expected": "share of the base in the EMA if the weights moved as AdamW moves them; low and high, over every way",
+    "measured": "share of the base in the EMA: 1 - alpha",
+    "gap": "measured less expected",
+}
+"""What a comparison's figures mean; a is raw and b the EMA, where a file holds both."""
+
 
 def module_of(name: str) -> str:
     """Return the part of the model that a tensor belongs to, blocks of one kind taken together."""
