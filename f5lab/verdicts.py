@@ -162,15 +162,21 @@ def notes(found: Iterable[Finding]) -> list[str]:
     if SEPARATES in known and known[SEPARATES].verdict == "refuted":
         said.append("The recogniser does not tell this case's real recordings from chance: no CER here says anything.")
     elif CEILING in known and known[CEILING].verdict == "refuted":
-        measured = known[CEILING].value_text()
-        said.append(f"The recogniser mishears even the real recordings ({measured}): compare a CER here with that one, not with 0.")
+        heard = f"{known[CEILING].value:.2g}" if known[CEILING].value is not None else "unknown"
+        said.append(f"The recogniser mishears even the real recordings (CER {heard}): compare a CER here with that, not with 0.")
     return said
 
 
 def _remains(finding: Finding) -> str:
     says = {"supported": "heard as well as", "refuted": "still heard worse than", "inconclusive": "not shown to be heard as well as"}
     tail = " What remains is no setting of the catalogue's." if finding.verdict == "refuted" else ""
-    return f"Repaired, the clips are {says[finding.verdict]} the real recordings: {finding.value_text()}.{tail}"
+    return f"Repaired, the clips are {says[finding.verdict]} the real recordings: {_measured(finding)}.{tail}"
+
+
+def _measured(finding: Finding) -> str:
+    """Return a difference in CER as effects are written, without brackets, which Markdown escapes."""
+    span = "; 95 % {:+.2g} to {:+.2g}".format(*finding.interval) if finding.interval is not None else ""
+    return f"CER {finding.value:+.2g}{span}; n = {finding.n}"
 
 
 def markdown(verdict: Verdict, findings: Mapping[str, str] | None = None, beside: Sequence[str] = ()) -> str:

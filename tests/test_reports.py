@@ -280,8 +280,8 @@ def test_the_front_page_opens_with_the_verdict(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "part"),
     [
-        ("refuted", "still heard worse than the real recordings: 0.25 CER more [0.15, 0.35], n=4. What remains is no setting"),
-        ("supported", "heard as well as the real recordings: 0.25 CER more"),
+        ("refuted", "still heard worse than the real recordings: CER +0.25; 95 % +0.15 to +0.35; n = 4. What remains is no setting"),
+        ("supported", "heard as well as the real recordings: CER +0.25; 95 %"),
         ("inconclusive", "not shown to be heard as well as the real recordings"),
     ],
 )

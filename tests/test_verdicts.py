@@ -7,6 +7,7 @@ import pytest
 
 from f5lab import verdicts
 from f5lab.errors import RunError
+from f5lab.findings import Finding
 from f5lab.verdicts import Cause, Effect, Fix, Refuted, Unknown, Verdict
 
 VERDICT = Verdict(
@@ -51,3 +52,19 @@ def test_a_healthy_verdict_says_so() -> None:
 def test_an_effect_that_nobody_sees_is_called_none() -> None:
     tiny = Effect(metric="loss", before=0.014844, after=0.0148419, interval=(-6.4e-06, -0.0), n=5)
     assert tiny.text == "loss: 0.0148 with it alone, 0.0148 without; no change within a thousandth; n = 5"
+
+
+def test_a_recogniser_that_cannot_judge_stands_beside_the_headline() -> None:
+    def found(name: str, outcome: str, value: float) -> Finding:
+        return Finding(id=name, question="?", claim="Heard.", verdict=outcome, value=value)
+
+    deaf, hears = found(verdicts.SEPARATES, "refuted", 0.1), found(verdicts.SEPARATES, "supported", 0.8)
+    mishears, fine = found(verdicts.CEILING, "refuted", 0.31), found(verdicts.CEILING, "supported", 0.02)
+    assert verdicts.notes([hears, fine]) == []
+    assert verdicts.notes([hears, mishears]) == [
+        "The recogniser mishears even the real recordings (CER 0.31): compare a CER here with that, not with 0."
+    ]
+    (said,) = verdicts.notes([deaf, mishears])
+    assert "no CER here says anything" in said
+    healthy = Verdict(case="c", run="", healthy=True, causes=[], refuted=[], unknown=[])
+    assert said in verdicts.markdown(healthy, beside=[said]).replace("\\", "")
