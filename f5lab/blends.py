@@ -28,7 +28,7 @@ from f5lab.oracles import Scored
 from f5lab.paths import atomic_path, free_folder, sha256_file
 from f5lab.probes import FEW_ITEMS, Bench, Hypothesis, Item, Probe
 from f5lab.specs import Case, Recipe
-from f5lab.statistics import Estimate, paired_difference, paired_ratio
+from f5lab.statistics import DIFFERENCE, Estimate, paired_difference, paired_ratio
 
 SOURCES = ("raw", "ema", "base")
 
@@ -361,7 +361,7 @@ class Heard:
         if not self.before:
             return None
         prompts = [scored.sample.prompt_id for scored in self.before]
-        return paired_difference([s.cer for s in self.after], [s.cer for s in self.before], prompts)
+        return paired_difference([s.cer for s in self.after], [s.cer for s in self.before], prompts, within=DIFFERENCE)
 
 
 def hear(exam: Exam, recipe: Recipe, blending: Blending, mix: Mix, pairs: Sequence[Pair]) -> Heard:

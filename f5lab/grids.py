@@ -18,7 +18,7 @@ from f5lab.errors import LabError, UsageError
 from f5lab.oracles import Scored
 from f5lab.samplers import Studio
 from f5lab.specs import Prompt, Recipe
-from f5lab.statistics import Estimate, paired_difference
+from f5lab.statistics import DIFFERENCE, Estimate, paired_difference
 
 AXES = {"nfe_step": "NFE", "cfg_strength": "guidance", "sway_sampling_coef": "sway", "speed": "speed"}
 """Fields of a recipe that a grid varies, and what they are called."""
@@ -230,7 +230,7 @@ def _change(grid: Grid, start: Mapping[tuple[str, int], Take], point: str, measu
     if not kept:
         return None
     after, before, prompts = (list(column) for column in zip(*kept))
-    difference = paired_difference(after, before, prompts)
+    difference = paired_difference(after, before, prompts, within=DIFFERENCE if measured == CER else None)
     return Change(point, measured, float(np.mean(after)), difference, grid.seed_band(measured, len(kept)), len(kept))
 
 

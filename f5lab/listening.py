@@ -26,7 +26,7 @@ from f5lab.oracles import Scored
 from f5lab.paths import sha256_file
 from f5lab.samplers import Sample, Studio, training_item
 from f5lab.specs import Prompt, Recipe
-from f5lab.statistics import Estimate, paired_difference
+from f5lab.statistics import DIFFERENCE, Estimate, paired_difference
 from f5lab.verdicts import Effect
 
 logger = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ class Comparison:
         """
         sides = [[s.cer for s in side] for side in (self.after, self.before)]
         if len(set(self.groups)) > 1:
-            return paired_difference(*sides, self.groups)
-        return replace(paired_difference(*sides), n=1)
+            return paired_difference(*sides, self.groups, within=DIFFERENCE)
+        return replace(paired_difference(*sides, within=DIFFERENCE), n=1)
 
     @property
     def groups(self) -> list[str]:
@@ -231,7 +231,7 @@ def remaining(exam: Exam, heard: Listening) -> Estimate | None:
     if not kept:
         return None
     groups = [s.sample.prompt_id for s in kept]
-    return paired_difference([s.cer for s in kept], [real[name] for name in groups], groups)  # type: ignore[misc]
+    return paired_difference([s.cer for s in kept], [real[name] for name in groups], groups, within=DIFFERENCE)  # type: ignore[misc]
 
 
 def remains_verdict(more: Estimate) -> Literal["supported", "refuted", "inconclusive"]:
@@ -271,6 +271,6 @@ def weigh(suspicions: Sequence[Suspicion], heard: Listening) -> list[Suspicion]:
             severity = 1.0 + lost if audible else min(item.severity, 0.99)
             item = replace(item, severity=severity, confidence=min(0.99, item.confidence + 0.02 * audible),
                            effect=comparison.effect if audible or item.effect is None else item.effect,
-                           limitation=item.limitation or ("" if audible else "its effect was not heard on these prompts"))  # fmt: skip
+                           limitation=item.limitation or ("" if audible else f"its effect on CER was not shown on {comparison.change.n} prompts"))  # fmt: skip
         weighed.append(item)
     return ranked(weighed)

@@ -9,6 +9,8 @@ from scipy import stats
 RESAMPLES = 2000
 SHARE = (0.0, 1.0)
 """What a share, such as a CER that is capped at 1, cannot leave."""
+DIFFERENCE = (-1.0, 1.0)
+"""What a difference of two shares cannot leave."""
 MANY = 20
 """Groups from which on the interval of a mean is a bootstrap's, not Student's t."""
 
@@ -123,12 +125,16 @@ def _resampled(sums: np.ndarray, sizes: np.ndarray, seed: int) -> tuple[float, f
 
 
 def paired_difference(
-    after: Sequence[float], before: Sequence[float], groups: Sequence[object] | None = None, *, seed: int = 0
-) -> Estimate:
-    """Return the mean of after - before with its interval; pairs share prompt, seed and noise."""
+    after: Sequence[float], before: Sequence[float], groups: Sequence[object] | None = None, *,
+    within: tuple[float, float] | None = None, seed: int = 0,
+) -> Estimate:  # fmt: skip
+    """Return the mean of after - before with its interval; pairs share prompt, seed and noise.
+
+    `within` is what a difference cannot leave: `DIFFERENCE` for one of shares, such as CERs.
+    """
     if len(after) != len(before):
         raise ValueError(f"pairs needed: {len(after)} values after, {len(before)} before")
-    return cluster_mean(np.asarray(after, float) - np.asarray(before, float), groups, seed=seed)
+    return cluster_mean(np.asarray(after, float) - np.asarray(before, float), groups, within=within, seed=seed)
 
 
 def paired_ratio(

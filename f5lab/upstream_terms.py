@@ -44,6 +44,25 @@ def lines(settings: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
+def places(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the same as (place, text) with each text in one line, for where no block can stand.
+
+    Examples
+    --------
+    >>> places({"arch": {"pe_attn_head": 1}})[0]
+    ('model config, given by --model_cfg', 'model: {arch: {pe_attn_head: 1}}')
+    """
+    model, options, python = _config(settings), _command(settings), _python(settings)
+    listed = [("model config, given by --model_cfg", in_one_line({"model": model}))] if model else []
+    listed += [("command line", "f5-tts_infer-cli " + " ".join(options))] if options else []
+    return listed + ([("Python", "; ".join(python))] if python else [])
+
+
+def in_one_line(settings: Mapping[str, Any]) -> str:
+    """Return settings as YAML in one line, without the outer braces."""
+    return yaml.safe_dump(dict(settings), sort_keys=False, default_flow_style=True, allow_unicode=True, width=10**6).strip()[1:-1]
+
+
 def _config(settings: Mapping[str, Any]) -> dict[str, Any]:
     model: dict[str, Any] = {}
     if isinstance(settings.get("arch"), Mapping):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from f5lab import catalogue
+from f5lab import catalogue, upstream_terms
 from f5lab.errors import RunError
 from f5lab.findings import OF_ONE, Finding
 from f5lab.inert import escape_json, markdown_code, markdown_text, prose
@@ -19,7 +19,7 @@ UNHEARD = "listening"
 """What stands under ``unknown`` where clips could not be spoken or heard."""
 UNPROBED = "probe"
 """What stands under ``unknown`` where the weights were not tried on a recording."""
-REMAINS, CEILING, SEPARATES = "06-remains", "00-asr-ceiling", "00-oracle-separates"
+REMAINS, CEILING, SEPARATES, HEARD = "06-remains", "00-asr-ceiling", "00-oracle-separates", "05-heard-inference"
 """Findings that say what the verdict's figures are worth."""
 Sentence = Annotated[str, BeforeValidator(lambda text: prose(text) if isinstance(text, str) else text)]
 """Text that may quote a file: one line in which everything can be seen."""
@@ -52,7 +52,7 @@ class Effect(_Part):
     @property
     def text(self) -> str:
         """Measure, both values, interval and n as one readable string."""
-        said = f"{self.metric}: {self.before:.3g} with it alone, {self.after:.3g} without"
+        said = f"{self.metric} (lower is better): {self.before:.3g} with it alone, {self.after:.3g} without"
         if abs(self.after - self.before) < SEEN * max(abs(self.before), abs(self.after)):
             said += "; no change within a thousandth"
         elif self.interval is not None:
@@ -159,6 +159,10 @@ def notes(found: Iterable[Finding]) -> list[str]:
     """Return what belongs beside the headline, a sentence each: what the repair leaves, and whether the recogniser can judge."""
     known = {finding.id: finding for finding in found}
     said = [_remains(known[REMAINS])] if REMAINS in known and known[REMAINS].value is not None else []
+    heard = known.get(HEARD)
+    if not said and heard is not None and heard.value is not None and heard.verdict != "supported":
+        measured = f"CER {heard.value:.2g} (0: every letter right, 1: none; n = {heard.n})"
+        said.append(f"As the case runs it, inference is heard with {measured}: it is not shown to speak well.")
     if SEPARATES in known and known[SEPARATES].verdict == "refuted":
         said.append("The recogniser does not tell this case's real recordings from chance: no CER here says anything.")
     elif CEILING in known and known[CEILING].verdict == "refuted":
@@ -198,7 +202,9 @@ def markdown(verdict: Verdict, findings: Mapping[str, str] | None = None, beside
         if cause.effect is not None:
             lines.append(f"   - {markdown_text(cause.effect.text)}")
         lines += [f"   - {markdown_text(known.get(name, name))}" for name in cause.evidence]
-        lines += [f"   - set {markdown_code(f'{key}: {value}')}" for key, value in cause.fix.settings.items()]
+        if cause.fix.settings:
+            lines.append(f"   - case file, `inference:` {markdown_code(upstream_terms.in_one_line(cause.fix.settings))}")
+        lines += [f"   - F5-TTS, {place}: {markdown_code(text)}" for place, text in upstream_terms.places(cause.fix.settings)]
     for note in beside:
         lines += ["", markdown_text(note)]
     if verdict.refuted:

@@ -266,7 +266,7 @@ def test_the_front_page_opens_with_the_verdict(tmp_path: Path) -> None:
     assert page.index("Cause: Mel of the other vocoder (97%)") < page.index("What it rests on")
     assert "--vocoder_name &#39;&lt;script&gt;alert(1)&lt;/script&gt;&#39;" in page  # quoted for a shell, then for HTML
     for part in (
-        "CER: 0.9 with it alone, 0.1 without",
+        "CER (lower is better): 0.9 with it alone, 0.1 without",
         "vocoder-wrong",
         "tokenizer-drift",
         "data:audio/flac;base64,",

@@ -51,7 +51,7 @@ def test_a_healthy_verdict_says_so() -> None:
 
 def test_an_effect_that_nobody_sees_is_called_none() -> None:
     tiny = Effect(metric="loss", before=0.014844, after=0.0148419, interval=(-6.4e-06, -0.0), n=5)
-    assert tiny.text == "loss: 0.0148 with it alone, 0.0148 without; no change within a thousandth; n = 5"
+    assert tiny.text == "loss (lower is better): 0.0148 with it alone, 0.0148 without; no change within a thousandth; n = 5"
 
 
 def test_a_recogniser_that_cannot_judge_stands_beside_the_headline() -> None:
@@ -68,3 +68,13 @@ def test_a_recogniser_that_cannot_judge_stands_beside_the_headline() -> None:
     assert "no CER here says anything" in said
     healthy = Verdict(case="c", run="", healthy=True, causes=[], refuted=[], unknown=[])
     assert said in verdicts.markdown(healthy, beside=[said]).replace("\\", "")
+
+
+def test_what_is_heard_stands_beside_a_headline_without_a_cause() -> None:
+    """No cause is no good speech."""
+    heard = Finding(id=verdicts.HEARD, question="?", claim="Heard.", verdict="inconclusive", value=0.53, n=4)
+    (said,) = verdicts.notes([heard])
+    assert "CER 0.53" in said and "not shown to speak well" in said
+    assert verdicts.notes([heard.model_copy(update={"verdict": "supported"})]) == []
+    rest = Finding(id=verdicts.REMAINS, question="?", claim="As well.", verdict="refuted", value=0.2, interval=(0.1, 0.3), n=8)
+    assert all("As the case runs it" not in note for note in verdicts.notes([heard, rest]))

@@ -87,12 +87,13 @@ def _deliver(told: dict[str, Any], rows: list[dict[str, Any]], page: Path, json_
     """Show a result for people, or write it as JSON where that was asked for."""
     if write_json(inert.json_text(told) + "\n", json_file):
         return
-    from rich.console import Console
+    import sys
+
     from rich.text import Text
 
-    from f5lab.commands.console import _show_table
+    from f5lab.commands.console import _console, _show_table
 
-    console = Console(highlight=False)
+    console = _console(sys.stdout)
     _show_table(rows, console)
     for line in told["best"]:
         console.print(Text(inert.prose(line, None), "bold"), soft_wrap=True)

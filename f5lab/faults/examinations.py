@@ -155,6 +155,27 @@ class Exam:
         """The case, with the architecture that the shapes imply where it names none."""
         return self._with_arch(self.case)
 
+    @cached_property
+    def training_known(self) -> dict[str, str]:
+        """How each setting of the training is known: "stated", "inferred" by the probe, or "assumed" to be inference's."""
+        training = self.case.training
+        if training.arch is not None and not training.arch.is_empty and training.front_end is not None:
+            return {"arch": "stated", "front_end": "stated"}
+        return self.truth.known
+
+    @cached_property
+    def informed(self) -> Case:
+        """The case with the trained architecture and front end as the probe infers them, where nobody stated them.
+
+        Where it cannot tell they stay as inference has them: see `training_known`.
+        """
+        found, case = {}, self.whole_case
+        if self.training_known["arch"] == "inferred":
+            found["arch"] = Arch.model_validate({"backbone": self.truth.recipe.backbone, **self.truth.recipe.arch})
+        if case.training.front_end is None and self.training_known["front_end"] != "assumed":
+            found["front_end"] = self.truth.recipe.front_end
+        return case.model_copy(update={"training": case.training.model_copy(update=found)})
+
     def _with_arch(self, case: Case) -> Case:
         """Fill in the architecture that the shapes imply where the case names none."""
         blocks = (case.training.arch, case.inference.arch)

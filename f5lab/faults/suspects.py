@@ -14,7 +14,7 @@ from f5lab.faults.examinations import Exam, Suspicion, refuted, unknown
 from f5lab.faults.prompt_timing import QUIET_RMS
 from f5lab.models import RATE_HZ
 from f5lab.probes import Hypothesis
-from f5lab.statistics import Estimate, paired_difference
+from f5lab.statistics import DIFFERENCE, Estimate, paired_difference
 
 CYCLED, HARM = 8, 0.2
 """Recordings sent through the cycle, and by how much their CER may rise: a smaller rise is not why inference speaks garbage."""
@@ -53,7 +53,7 @@ def detect_mel_cycle(exam: Exam) -> list[Suspicion]:
     rates = [[metrics.cer(text, t.text).value for (_, text), t in zip(waves, side)] for side in heard]
     if not waves or any(rate is None for side in rates for rate in side):
         return unknown("mel-cycle", "No recording with words to send round.", "a recording with its text")
-    change = paired_difference(rates[1], rates[0])
+    change = paired_difference(rates[1], rates[0], within=DIFFERENCE)
     claim = f"Real recordings score CER {_mean(rates[0]):.2f} before and {_mean(rates[1]):.2f} after wave, mel and wave again."
     if cycle_verdict(change) == "supported":
         return refuted("mel-cycle", claim, value=change.mean, unit="CER more after the cycle", interval=change.interval, n=change.n)
