@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 NUMBER = "06"
 QUESTION = "Which entry of the fault catalogue explains why inference differs from the trainer's samples?"
-UNEXPLAINED, HEARD = "unexplained-difference", "heard-difference"
-"""Not of the catalogue: what stays unexplained, stands under ``unknown``; with either a case is not healthy."""
+UNEXPLAINED, HEARD, TEXTLESS = "unexplained-difference", "heard-difference", "text-without-effect"
+"""Not of the catalogue: what stays unexplained, stands under ``unknown``; with any of them a case is not healthy."""
 CRASHED = "a report of this failure"
 """What an entry needs whose detector failed by no fault of the case."""
 Detector = Callable[[Exam], list[Suspicion]]
@@ -129,7 +129,17 @@ def examine(exam: Exam, detectors: Iterable[Detector] | None = None) -> list[Sus
             found += unknown(DETECTORS.get(detector, ()), says, CRASHED)
     if exam.truth.problem:
         found += unknown(UNPROBED, f"The probe could not run: {exam.truth.problem}", "a recording of half a second or more with its text")
-    return _settled([*found, *_unexplained(exam, found)])
+    return _settled([*found, *_unexplained(exam, found), *_without_text(exam)])
+
+
+def _without_text(exam: Exam) -> list[Suspicion]:
+    """Report that the text explains nothing of the recordings: vocab, front end and options were not told apart then."""
+    gate = exam.truth.gate
+    if gate is None or gate.passed:
+        return []
+    mean, low, high = (100 * value for value in (gate.gain.mean, *gate.gain.interval))
+    says = f"Without the text the loss is {mean:+.0f} % (95 % {low:+.0f} to {high:+.0f}): the text explains nothing here."
+    return unknown(TEXTLESS, says, "clear recordings with their right texts; if these are, the vocab that training used")
 
 
 def _unexplained(exam: Exam, found: Sequence[Suspicion]) -> list[Suspicion]:
@@ -232,6 +242,10 @@ def _left_by_ear(suspicions: Iterable[Suspicion], heard: "listening.Listening") 
     if heard.whole is not None and not named and heard.whole.change.high < 0:
         says = f"With the settings as trained inference is heard better ({heard.whole.effect.text}), and no cause is named."
         return unknown(HEARD, says, "the factors of notebook 06, one at a time")
+    if heard.rest is not None and not named and listening.remains_verdict(heard.rest) == "refuted":
+        low, high = heard.rest.interval
+        says = f"Inference is heard with {heard.rest.mean:.2f} more CER than the real recordings (95 % {low:+.2g} to {high:+.2g}), and no cause is named."
+        return unknown(HEARD, says, "more prompts and the ear: what no entry of the catalogue knows, such as weights that never learned to speak")
     return []
 
 
@@ -249,7 +263,7 @@ def record(log: FindingsLog, suspicions: Iterable[Suspicion], evidence: Sequence
 
 def record_remaining(log: FindingsLog, exam: Exam, heard: "listening.Listening", question: str = QUESTION) -> None:
     """Record how much worse than the real recordings the repaired clips are heard, where both were heard."""
-    more = listening.remaining(exam, heard)
+    more = heard.rest
     if more is None:
         return
     log.record(
@@ -273,7 +287,7 @@ def conclude(case: Case, suspicions: Sequence[Suspicion], notebook: str = NUMBER
     ]  # fmt: skip
     return Verdict(
         case=case.name, run=run, causes=causes,
-        healthy=not causes and not any(s.id in (UNEXPLAINED, HEARD, UNPROBED) for s in suspicions),
+        healthy=not causes and not any(s.id in (UNEXPLAINED, HEARD, TEXTLESS, UNPROBED) for s in suspicions),
         refuted=[Refuted(id=s.id, evidence=[f"{notebook}-{s.id}"]) for s in suspicions if s.outcome == "refuted"],
         unknown=[Unknown(id=s.id, needs=s.needs) for s in suspicions if s.outcome == "unknown"],
     )  # fmt: skip

@@ -419,7 +419,7 @@ def report(a: str | FilePath, b: str | FilePath | None = None) -> dict[str, Any]
         "a": str(found.checkpoint.path),
         "b": str(second.path) if second is not None else None,
         "compared": found.compared,
-        "identical": overall.dd == 0,
+        "identical": overall.dd == 0 and not (comparison.reshaped or comparison.cut_rows or comparison.only_a or comparison.only_b),
         "base_share": asdict(found.share) | {"gap": found.share.gap} if found.share is not None else None,
         "notices": [asdict(notice) for notice in found.notices],
         "only_in_a": list(comparison.only_a),

@@ -83,12 +83,23 @@ class Listening:
         Cause to: the settings as trained with that cause alone planted, against the settings as trained.
     problem : str
         Why nothing could be heard; empty when something could.
+    plain : tuple of Scored
+        Inference as it is, where there is nothing to repair.
+    rest : Estimate or None
+        How much more CER the repaired clips, or the plain ones, have than the real recordings of the same prompts.
     """
 
     whole: Comparison | None
     repaired: dict[str, Comparison]
     broken: dict[str, Comparison]
     problem: str = ""
+    plain: tuple[Scored, ...] = ()
+    rest: Estimate | None = None
+
+    @property
+    def final(self) -> tuple[Scored, ...]:
+        """The clips that should be right: repaired, or plain where nothing was to be repaired."""
+        return self.whole.after if self.whole is not None else self.plain
 
     @property
     def rows(self) -> list[dict[str, object]]:
@@ -191,10 +202,12 @@ def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | N
     booth, most = Booth(exam), most_prompts or PAIRS
     suspicions = list(suspicions)
     given, right = exam.inference, _repaired(exam, suspicions)
-    whole, problem = None, ""
+    whole, plain, problem = None, (), ""
     try:
         if factors.diff(right, given, exam.device):
             whole = _compare(booth, "all", given, right, most)
+        else:
+            plain = tuple(booth.scored(given, _pairs(exam.case.prompts[:most])))
     except LabError as error:
         problem = str(error)
     repaired, broken = {}, {}
@@ -213,21 +226,22 @@ def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | N
             broken[item.id] = _compare(booth, item.id, left, right, most)
         except LabError as error:
             logger.warning("%s was not heard: %s", item.id, error)
-    return Listening(whole, repaired, broken, problem)
+    found = Listening(whole, repaired, broken, problem, plain)
+    return replace(found, rest=remaining(exam, found))
 
 
 def remaining(exam: Exam, heard: Listening) -> Estimate | None:
     """Return how much more CER the repaired clips have than the real recordings of the same prompts; None where either is missing."""
-    if heard.whole is None:
+    if not heard.final:
         return None
     items = {p.id: training_item(p) for p in exam.case.prompts}
-    used = list(dict.fromkeys(s.sample.prompt_id for s in heard.whole.after))
+    used = list(dict.fromkeys(s.sample.prompt_id for s in heard.final))
     try:
         said = exam.transcriber([load_wave(items[name][0]) for name in used])
     except LabError:
         return None
     real = {name: metrics.cer(items[name][1], t.text).value for name, t in zip(used, said)}
-    kept = [s for s in heard.whole.after if real[s.sample.prompt_id] is not None]
+    kept = [s for s in heard.final if real[s.sample.prompt_id] is not None]
     if not kept:
         return None
     groups = [s.sample.prompt_id for s in kept]
@@ -251,9 +265,12 @@ def _switchable(item: Suspicion) -> bool:
     return bool(item.factors) and not {"texts", "duration"} & set(item.factors)
 
 
+def _pairs(prompts: Sequence[Prompt]) -> list[Pair]:
+    return [(prompt, seed) for seed in range(PAIRS) for prompt in prompts][:PAIRS]
+
+
 def _compare(booth: Booth, name: str, before: Recipe, after: Recipe, most: int) -> Comparison:
-    prompts = booth.exam.case.prompts[:most]
-    pairs = [(prompt, seed) for seed in range(PAIRS) for prompt in prompts][:PAIRS]
+    pairs = _pairs(booth.exam.case.prompts[:most])
     return Comparison(name, *(tuple(booth.scored(recipe, pairs)) for recipe in (before, after)))
 
 

@@ -51,7 +51,7 @@ class Score:
 
 
 def normalise(text: str) -> str:
-    """Return text as the error rates see it: NFC, lower case, punctuation and symbols to spaces, single spaces.
+    """Return text as the error rates see it: NFKC, lower case, punctuation and symbols to spaces, single spaces.
 
     Accents are kept: in Portuguese "avó" and "avô" are two people. Digits are not spelled out. Traditional Chinese becomes
     simplified, as in upstream's own evaluation (``eval/utils_eval.py``): Whisper writes either, whatever was spoken.
@@ -63,7 +63,7 @@ def normalise(text: str) -> str:
     >>> normalise("對,這就是我")
     '对 这就是我'
     """
-    folded = unicodedata.normalize("NFC", text).lower()
+    folded = unicodedata.normalize("NFKC", text).lower()
     if any("CJK UNIFIED" in unicodedata.name(c, "") for c in folded):
         folded = _to_simplified().convert(folded)
     kept = (" " if unicodedata.category(c)[0] in "PSZC" else c for c in folded)
@@ -74,7 +74,7 @@ def normalise(text: str) -> str:
 def _to_simplified() -> "opencc.OpenCC":
     import opencc
 
-    return opencc.OpenCC("t2s")
+    return opencc.OpenCC("tw2s")
 
 
 def _error_rate(name: str, reference: str, hypothesis: str, rate: Callable[[str, str], float]) -> Score:

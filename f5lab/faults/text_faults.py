@@ -61,9 +61,10 @@ def _same_vocab(exam: Exam, found: VocabComparison, given: Vocab) -> list[Suspic
     if given.largest_index >= exam.shapes.vocab_size and (lost := _overrun(exam, given)):
         claim = f"{''.join(lost)!r} get an index beyond the embedding: the first text with one raises."
         return [cause("vocab-damage", claim, 0.97, 0.8, factors=("vocab",))]
-    if truth.known["vocab"] == "assumed" and not truth.identifiable:
-        says = truth.problem or "Dropping the text does not raise the loss: this vocab explains nothing."
-        return unknown(VOCAB_FAULTS, says, "the vocab.txt of the training data, or base and base_vocab")
+    failed = truth.gate is not None and not truth.identifiable
+    if failed or (truth.known["vocab"] == "assumed" and not truth.identifiable):
+        says = truth.problem or "Dropping the text does not raise the loss: with this vocab the text explains nothing."
+        return unknown(VOCAB_FAULTS, says, "the vocab.txt of the training data, or base and base_vocab; and clear recordings")
     if found.verdict == "same-bytes":
         says = "Training and inference use the same vocab, byte for byte."
     elif found.harmless:
@@ -215,6 +216,13 @@ def detect_capitals(exam: Exam) -> list[Suspicion]:
         return refuted("case-folding", "The texts have no capitals.", value=0.0, unit="capitals")
     trained = vocabs.read_vocab(exam.truth.recipe.vocab)
     has_capitals = any(t.isupper() for t in trained.char_map)
+    lost = vocabs.unknown_tokens(exam.texts, trained, models.front_end(exam.inference.front_end))
+    lost = [u for u in lost if u.character.isupper() and u.character.lower() in trained.char_map]
+    if lost and has_capitals and exam.truth.recipe.front_end != "byte":
+        count, shown = sum(u.count for u in lost), ", ".join(u.character for u in lost[:6])
+        claim = f"{count} of {capitals} capitals are not in the vocab ({shown}) and are spoken as a space; their small letters are in it."
+        return [cause("case-folding", claim, 0.95, min(1.0, 0.2 + count / capitals), value=float(count), unit="capitals", n=capitals,
+                      settings={"texts": "in small letters"}, factors=("texts",))]  # fmt: skip
     folded = _dataset_is_folded(exam)
     try:
         truth = exam.truth

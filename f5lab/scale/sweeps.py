@@ -210,7 +210,7 @@ def varying(frame: pd.DataFrame) -> list[str]:
 
 def _average(rows: pd.DataFrame, measure: str) -> Estimate:
     """Return a measure's mean over clips with its interval over prompts: of losses the geometric one, as the probe has it."""
-    values, prompts = rows[measure].astype(float).tolist(), rows["prompt"].tolist()
+    values, prompts = rows[measure].astype(float).tolist(), list(zip(rows["text"], rows["reference"]))
     if measure == "loss":
         return geometric_mean(values, prompts)
     return cluster_mean(values, prompts, within=SHARE if measure == "cer" else None)

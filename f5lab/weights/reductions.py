@@ -56,7 +56,7 @@ class Tally:
     """What the compiled loops add up, one row for each chunk; threads may fill different rows at a time."""
 
     def __init__(self, rows: int) -> None:
-        self._sums, self._largest = np.zeros((rows, 8)), np.zeros(rows, np.int64)
+        self._sums, self._largest = np.zeros((rows, 10)), np.zeros(rows, np.int64)
         self._extremes, self._counts = np.empty((rows, 3, 3), np.int64), np.zeros((rows, 2, BINS), np.int64)
         self._extremes[:] = _NO_EXTREMES
         self._zeros = np.zeros((rows, 2), np.int64)
@@ -106,7 +106,7 @@ class Tally:
         ends, zeros = self._ends(), self._zeros.tolist()
         steps = self._largest.astype(np.int32).view(np.float32).tolist()
         found = []
-        for row, (aa, ta, bb, tb, dd, pp, uu, vv) in enumerate(self._sums.tolist()):
+        for row, (aa, ta, bb, tb, dd, pp, uu, vv, ab, uv) in enumerate(self._sums.tolist()):
             n, held = sizes[row], min(arrays[row], 2)
             totals = [
                 Totals(n, energy, total, *ends[row][i], zeros=zeros[row][i], histogram=_bins(self._counts[row, i]))
@@ -114,9 +114,7 @@ class Tally:
                 else Totals(n, energy, total, *ends[row][i])
                 for i, (energy, total) in enumerate(((aa, ta), (bb, tb))[:held])
             ]
-            sums = Sums(n=n, aa=aa, bb=bb, ab=(aa + bb - dd) / 2, dd=dd, largest=steps[row], pp=pp, uu=uu, vv=vv)
-            if arrays[row] == 3:
-                sums = replace(sums, uv=(uu + vv - dd) / 2)  # d = u - v
+            sums = Sums(n=n, aa=aa, bb=bb, ab=ab, dd=dd, largest=steps[row], pp=pp, uu=uu, vv=vv, uv=uv)
             found.append(Reduced(tuple(totals), sums if held == 2 else None))
         return found
 

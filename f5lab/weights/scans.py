@@ -45,7 +45,8 @@ class Scan:
     sums : dict of str to Sums
         Floating tensors in all sets, by name, in the order of the first set.
     reshaped : dict of str to str
-        Tensors whose shapes differ and were not compared; a text embedding is compared on its common rows instead.
+        Tensors that were not compared and differ, in shape or as whole numbers; a text embedding is compared on its
+        common rows instead.
     cut_rows : int
         Rows of the text embedding that only the largest one has.
     digests : tuple of str
@@ -210,7 +211,9 @@ def _plan(sets: Sequence[Mapping[str, Tensor]]) -> tuple[list[_Job], dict[str, s
         everywhere = len(held) == len(sets) > 1
         shapes = {tuple(t.shape) for t in tensors}
         if everywhere and len(shapes) == 1:
-            jobs.append(_Job(name, held, tensors, True, tensors[0].dtype.is_floating_point))
+            jobs.append(_Job(name, held, tensors, True, any(t.is_floating_point() for t in tensors)))
+            if not jobs[-1].compared and not all(torch.equal(tensors[0], t) for t in tensors[1:]):
+                reshaped[name] = "other values: " + " / ".join(str(t.dtype).removeprefix("torch.") for t in tensors)
             continue
         jobs += [_Job(name, (i,), (tensor,), True, False) for i, tensor in zip(held, tensors, strict=True)]
         if not everywhere:
@@ -248,8 +251,8 @@ def _pieces(flat: Sequence[Tensor]) -> Iterator[list[NDArray]]:
 
 
 def _values(part: Tensor) -> NDArray:
-    """Return elements as numpy has them; those of the two half precisions as float32, which holds all of their values."""
-    return (part.float() if part.dtype in ROUNDING else part).numpy()
+    """Return elements as numpy has them; those of shorter floats, which it may not know, as float32, which holds all of their values."""
+    return (part.float() if part.is_floating_point() and part.element_size() < 4 else part).numpy()
 
 
 def _with_rounding(sums: Sums, tensors: Sequence[Tensor]) -> Sums:

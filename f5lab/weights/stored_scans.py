@@ -19,7 +19,7 @@ from f5lab.specs import Weights
 from f5lab.weights.scans import Scan, scan_weights
 from f5lab.weights.sums import Sums, Totals
 
-VERSION = 1
+VERSION = 2
 """To be raised whenever a figure, or how it is stored, changes its meaning."""
 _KIND = "scans"
 

@@ -49,8 +49,8 @@ def reduce_blocks(
     ----------
     counted : bool
         Whether to count exponents of a and b.
-    sums : array, shape=(8,), float64
-        Added to: aa, sum of a, bb, sum of b, dd, pp, uu, vv (as in `sums.Sums`).
+    sums : array, shape=(10,), float64
+        Added to: aa, sum of a, bb, sum of b, dd, pp, uu, vv, ab, uv (as in `sums.Sums`).
     extremes : array, shape=(3, 3), int64
         Widened for each array: bit pattern of the largest as signed, largest and smallest as unsigned number.
     counts : array, shape=(2, 256), int64
@@ -177,7 +177,7 @@ def _largest_step(a, b):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True, fastmath=_FREE_ORDER)
 def _add_pair(a, b, sums):  # type: ignore[no-untyped-def]
-    aa, ta, bb, tb, dd = 0.0, 0.0, 0.0, 0.0, 0.0
+    aa, ta, bb, tb, dd, ab = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(a.size):
         x, y = np.float64(a[i]), np.float64(b[i])
         d = x - y
@@ -186,16 +186,19 @@ def _add_pair(a, b, sums):  # type: ignore[no-untyped-def]
         bb += y * y
         tb += y
         dd += d * d
+        ab += x * y
     sums[0] += aa
     sums[1] += ta
     sums[2] += bb
     sums[3] += tb
     sums[4] += dd
+    sums[8] += ab
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FREE_ORDER)
 def _add_three(a, b, p, sums):  # type: ignore[no-untyped-def]
-    aa, ta, bb, tb, dd, pp, uu, vv = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    aa, ta, bb, tb, dd = 0.0, 0.0, 0.0, 0.0, 0.0
+    pp, uu, vv, ab, uv = 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(a.size):
         x, y, q = np.float64(a[i]), np.float64(b[i]), np.float64(p[i])
         d, u, v = x - y, x - q, y - q
@@ -207,6 +210,8 @@ def _add_three(a, b, p, sums):  # type: ignore[no-untyped-def]
         pp += q * q
         uu += u * u
         vv += v * v
+        ab += x * y
+        uv += u * v
     sums[0] += aa
     sums[1] += ta
     sums[2] += bb
@@ -215,3 +220,5 @@ def _add_three(a, b, p, sums):  # type: ignore[no-untyped-def]
     sums[5] += pp
     sums[6] += uu
     sums[7] += vv
+    sums[8] += ab
+    sums[9] += uv
