@@ -30,6 +30,8 @@ def tone(frequency: float = 440.0, seconds: float = 0.5, rate: int = 24000, leve
         ("对，这就是我", "對,這就是我", 0.0),
         ("對，這就是我", "对这就是你", 0.2),
         ("東京に行く", "东京に行く", 0.0),
+        ("看著窗外", "看着窗外", 0.0),
+        ("２０２４年", "2024年", 0.0),
     ],
 )
 def test_cer(text: str, heard: str, expected: float) -> None:

@@ -232,3 +232,28 @@ def test_weights_that_change_while_they_are_read_are_refused(
 def test_compare_is_the_same_pass() -> None:
     a, b = state(0), state(1)
     assert diffs.compare(a, b).overall == diffs.comparison_of(scan_weights(a, b, counted=False), a, b).overall
+
+
+def test_whole_numbers_that_differ_are_not_passed_over() -> None:
+    numbers, other = torch.arange(4, dtype=torch.int8), -torch.arange(4, dtype=torch.int8)
+    mixed = scan_weights({"w": numbers}, {"w": numbers.float() + 1})
+    assert mixed.sums["w"].dd == 4 and not mixed.reshaped
+    assert scan_weights({"w": numbers}, {"w": other}).reshaped == {"w": "other values: int8 / int8"}
+    same = scan_weights({"w": numbers}, {"w": numbers.clone()})
+    assert not same.sums and not same.reshaped
+
+
+def test_floats_that_numpy_lacks_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("f5lab.weights.scans.COMPILED_FROM", 1 << 60)
+    short = torch.tensor([0.5, -2.0]).to(torch.float8_e4m3fn)
+    assert scan_weights({"w": short}, seed=1).totals[0]["w"].energy == 4.25
+
+
+def test_the_cosine_of_very_unequal_weights_is_not_cancelled_away() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(20_000).astype(np.float32) for _ in range(2))
+    tally = Tally(1)
+    assert tally.take(0, [a, b * np.float32(1e-15)], False, ())
+    (found,) = tally.reduced([a.size], [2], [False])
+    expected = float(a.astype(float) @ b / np.sqrt((a.astype(float) @ a) * (b.astype(float) @ b)))
+    assert found.sums.cosine == pytest.approx(expected, rel=1e-4)

@@ -370,3 +370,28 @@ def test_a_training_that_the_shapes_deny_is_refused_and_an_inference_that_they_d
     found = Exam(told(case, inference=inference | {"arch": other}), device="cpu", asr="")
     assert found.inference.arch["dim"] == 1024
     Exam(told(case, training=training | {"arch": other}, inference=inference | {"arch": other}), device="cpu", asr="")
+
+
+@pytest.mark.parametrize(("rest", "healthy"), [((0.6, 0.4, 0.8), False), ((0.11, -0.03, 0.26), True), ((0.01, -0.02, 0.04), True)])
+def test_what_is_heard_worse_than_the_recordings_is_not_healthy(case: Case, rest: tuple[float, float, float], healthy: bool) -> None:
+    """Weights that are spoilt alike everywhere match every setting, and no detector knows them."""
+    heard = Listening(None, {}, {}, rest=Estimate(*rest, 8))
+    left = diagnosis._left_by_ear([], heard)
+    assert [item.id for item in left] == ([] if healthy else [diagnosis.HEARD])
+    assert diagnosis.conclude(case, left).healthy is healthy
+
+
+def test_a_text_that_explains_nothing_clears_nothing(case: Case) -> None:
+    gate = SimpleNamespace(passed=False, gain=Estimate(-0.31, -0.4, -0.2, 4))
+    (said,) = diagnosis._without_text(SimpleNamespace(truth=SimpleNamespace(gate=gate)))  # type: ignore[arg-type]
+    assert said.outcome == "unknown" and "-31 % (95 % -40 to -20)" in said.claim
+    assert not diagnosis.conclude(case, [said]).healthy
+
+
+def test_silence_that_upstream_drops_is_not_cut_speech(case: Case) -> None:
+    speech = audio.load_wave(case.prompts[0].ref_audio)
+    silence = np.zeros(12 * speech.rate_hz, np.float32)
+    padded = Wave(np.concatenate([speech.samples, silence]), speech.rate_hz)
+    assert padded.seconds > models.LONGEST_REFERENCE_S > audio_faults._without_silence_s(padded)
+    long = Wave(np.tile(speech.samples, 20), speech.rate_hz)
+    assert audio_faults._without_silence_s(long) > models.LONGEST_REFERENCE_S
