@@ -16,7 +16,7 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(os.cpu_count() or 1, 4)
 
 
-LONG = ("test_notebooks.py", "test_diagnosis.py", "test_bundles.py", "test_cli_diagnosis.py", "test_browser.py", "test_kills.py", "test_jupyter.py")
+LONG = ("test_notebooks.py", "test_diagnosis.py", "test_bundles.py", "test_cli_diagnosis.py", "test_browser.py", "test_kills.py", "test_jupyter.py", "test_unfit_material.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
