@@ -291,6 +291,14 @@ def test_a_vocoder_is_not_judged_by_recordings_that_nobody_understands(case: Cas
     (found,) = audio_faults.detect_vocoder(exam)
     assert found.outcome == "unknown" and "not heard as their texts" in found.claim
     exam.hear = lambda wave: prompt.ref_text  # type: ignore[method-assign]
+    (found,) = audio_faults.detect_vocoder(exam)
+    assert found.outcome == "unknown" and "understood as well as before" in found.claim
+    as_recorded = np.abs(noise.samples[:100])
+
+    def hear(wave: Wave) -> str:
+        return prompt.ref_text if np.allclose(np.abs(wave.samples[:100]), as_recorded, atol=1e-3) else "outra coisa"
+
+    exam.hear = hear  # type: ignore[method-assign]
     assert audio_faults.detect_vocoder(exam)[0].confidence == 0.95
 
 

@@ -202,12 +202,12 @@ def detect_vocoder(exam: Exam) -> list[Suspicion]:
         before = [metrics.cer(text, exam.hear(wave)).value for wave, text in loud]
     except LabError:
         rates, after, before = [], [], []  # nobody listened: a noisy recording would look the same
+    if rates and all(rate is not None and rate > OWN_TEXT for rate in rates):
+        return unknown("vocoder-wrong", f"{claim} The recordings themselves are not heard as their texts.", "a clean recording with its text")
     harm = [b - a for a, b in zip(before, after) if a is not None and b is not None]
     if harm and float(np.mean(harm)) < HARMLESS:
         says = f"{claim} But what comes out of it is understood as well as before (CER {np.mean(harm):+.2f}): noise or silence may do that."
         return unknown("vocoder-wrong", says, "clean recordings without long silence")
-    if rates and all(rate is not None and rate > OWN_TEXT for rate in rates):
-        return unknown("vocoder-wrong", f"{claim} The recordings themselves are not heard as their texts.", "a clean recording with its text")
     return [cause("vocoder-wrong", claim, 0.95 if rates else 0.8, min(1.0, ratio / 4), **numbers, factors=("vocoder",),
                   settings={"vocoder": "the weights that belong to this mel type"})]  # fmt: skip
 
