@@ -16,7 +16,7 @@ from f5lab.faults.settings_search import GAIN
 from f5lab.findings import FindingsLog
 from f5lab.probes import Hypothesis
 from f5lab.specs import Case
-from f5lab.verdicts import UNHEARD, UNPROBED, Cause, Fix, Refuted, Unknown, Verdict
+from f5lab.verdicts import AS_IT_RUNS, UNHEARD, UNPROBED, Cause, Fix, Refuted, Unknown, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -178,18 +178,18 @@ def _settled(found: Sequence[Suspicion]) -> list[Suspicion]:
         best.setdefault(item.id, item)
     causes = {name for name, item in best.items() if item.outcome == "cause"}
     for name in list(causes):
-        reason = next(
-            (
-                other
-                for other in causes - {name}
-                if name in FOLLOWS.get(other, ()) and other not in FOLLOWS.get(name, ())
-            ),
-            None,
-        )
+        reason = next((other for other in sorted(causes - {name}) if _follows(best[name], best[other])), None)
         if reason is not None:
             says = f"{best[name].claim} This follows from {reason}."
             best[name] = Suspicion(name, "unknown", says, needs=f"the same case without {reason}")
     return ranked(best.values())
+
+
+def _follows(item: Suspicion, other: Suspicion) -> bool:
+    """Return whether one cause is a consequence of another: it can be, and was seen of no recording that the other spares."""
+    if item.id not in FOLLOWS.get(other.id, ()) or other.id in FOLLOWS.get(item.id, ()):
+        return False
+    return not other.subjects or not item.subjects or item.subjects <= other.subjects
 
 
 def diagnose(
@@ -266,8 +266,9 @@ def record_remaining(log: FindingsLog, exam: Exam, heard: "listening.Listening",
     more = heard.rest
     if more is None:
         return
+    speaks = "Repaired, inference is" if heard.whole is not None else AS_IT_RUNS
     log.record(
-        f"{log.notebook}-remains", question=question, claim="Repaired, inference is heard as well as the real recordings.",
+        f"{log.notebook}-remains", question=question, claim=f"{speaks} heard as well as the real recordings.",
         verdict=listening.remains_verdict(more), value=more.mean, unit="CER more", interval=more.interval if more.n > 1 else None, n=more.n,
         limitation="What remains is the weights' own, the sampler's, or what no entry of the catalogue knows.",
     )  # fmt: skip

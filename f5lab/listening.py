@@ -11,12 +11,11 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
 
-from f5lab import batches, caches, metrics, models, oracles
+from f5lab import batches, caches, metrics, models, oracles, provenance
 from f5lab.audio import Wave, load_wave
 from f5lab.batches import Pair
 from f5lab.errors import LabError, ModelError
@@ -194,7 +193,8 @@ class Booth:
 
 @cache
 def _versions() -> tuple[str, ...]:
-    return tuple(version(name) for name in ("f5-tts", "torch", "vocos", "f5lab"))
+    known = provenance.versions()
+    return tuple(str(known.get(name)) for name in ("f5-tts", "torch", "vocos", "f5lab"))
 
 
 def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | None = None) -> Listening:

@@ -19,6 +19,8 @@ UNHEARD = "listening"
 """What stands under ``unknown`` where clips could not be spoken or heard."""
 UNPROBED = "probe"
 """What stands under ``unknown`` where the weights were not tried on a recording."""
+AS_IT_RUNS = "As it runs, inference is"
+"""How the claim on what remains begins where there was nothing to repair."""
 REMAINS, CEILING, SEPARATES, HEARD = "06-remains", "00-asr-ceiling", "00-oracle-separates", "05-heard-inference"
 """Findings that say what the verdict's figures are worth."""
 Sentence = Annotated[str, BeforeValidator(lambda text: prose(text) if isinstance(text, str) else text)]
@@ -174,7 +176,8 @@ def notes(found: Iterable[Finding]) -> list[str]:
 def _remains(finding: Finding) -> str:
     says = {"supported": "heard as well as", "refuted": "still heard worse than", "inconclusive": "not shown to be heard as well as"}
     tail = " What remains is no setting of the catalogue's." if finding.verdict == "refuted" else ""
-    return f"Repaired, the clips are {says[finding.verdict]} the real recordings: {_measured(finding)}.{tail}"
+    clips = "As the case runs it, inference is" if finding.claim.startswith(AS_IT_RUNS) else "Repaired, the clips are"
+    return f"{clips} {says[finding.verdict]} the real recordings: {_measured(finding)}.{tail}"
 
 
 def _measured(finding: Finding) -> str:

@@ -298,6 +298,9 @@ def test_what_the_repair_leaves_stands_under_the_verdict(said: str, part: str, t
     assert part in page and page.index("Repaired, the clips are") < page.index("Ruled out: 1 suspects")
     assert "<b>1</b> suspects ruled out" in page
     assert f"<b>{int(said == 'refuted')}</b> ✘ other claims refuted" in page
+    as_it_runs = rest.model_copy(update={"claim": f"{verdicts.AS_IT_RUNS} heard as well as the real recordings."})
+    page = reports.index_page(tmp_path, record(), [as_it_runs, out])
+    assert f"As the case runs it, inference is {part}" in page and "Repaired" not in page
     unsaid = reports.index_page(tmp_path, record(), [rest.model_copy(update={"value": None}), out])
     assert "Repaired, the clips are" not in unsaid
 

@@ -257,3 +257,10 @@ def test_the_cosine_of_very_unequal_weights_is_not_cancelled_away() -> None:
     (found,) = tally.reduced([a.size], [2], [False])
     expected = float(a.astype(float) @ b / np.sqrt((a.astype(float) @ a) * (b.astype(float) @ b)))
     assert found.sums.cosine == pytest.approx(expected, rel=1e-4)
+
+
+def test_complex_numbers_count_with_both_parts(tmp_path: Path) -> None:
+    a = torch.tensor([[1 + 2j, 0 - 3j]], dtype=torch.complex64)
+    found = scan_weights({"x": a}, {"x": a.conj()})
+    sums = found.sums["x"]
+    assert sums.aa == sums.bb == 14 and sums.dd == 16 + 36

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile as sf
 
 from f5lab import asr, audio, bundle_speech, bundles, diagnosis, listening, metrics, models, oracles, paths, statistics
 from f5lab.audio import Wave
@@ -16,6 +17,7 @@ from f5lab.faults import audio_faults, factors, suspects, text_faults, weight_fa
 from f5lab.faults.examinations import Exam, Suspicion
 from f5lab.listening import Comparison, Listening
 from f5lab.planted import plants
+from f5lab.probes import Gate
 from f5lab.samplers import Sample
 from f5lab.specs import Case, Inference, Prompt, Vocoder, load_case, name_of
 from f5lab.statistics import Estimate
@@ -305,6 +307,51 @@ def test_a_vocoder_is_not_judged_by_recordings_that_nobody_understands(case: Cas
 def test_a_wrong_reference_text_explains_a_lagging_average(case: Case) -> None:
     both = [Suspicion(name, "cause", "Seen.", 0.9, 0.5) for name in ("ref-text-wrong", "ema-lag-inherited")]
     assert [item.id for item in diagnosis._settled(both) if item.outcome == "cause"] == ["ref-text-wrong"]
+
+
+@pytest.mark.parametrize(("clipped", "named"), [("b", ["ref-clipped"]), ("a", ["ref-clipped", "ref-text-wrong"])])
+def test_a_consequence_was_seen_of_the_same_recordings(clipped: str, named: list[str]) -> None:
+    """A text that recording b does not say is no consequence of recording a being cut."""
+    both = [
+        Suspicion("ref-clipped", "cause", "Seen.", 0.9, 0.6, subjects=frozenset({clipped})),
+        Suspicion("ref-text-wrong", "cause", "Seen.", 0.9, 0.5, subjects=frozenset({"b"})),
+    ]
+    assert [item.id for item in diagnosis._settled(both) if item.outcome == "cause"] == named
+
+
+def test_silence_around_a_recording_is_no_speech(case: Case, tmp_path: Path) -> None:
+    padded = []
+    for prompt in case.prompts[:4]:
+        wave = audio.load_wave(prompt.gen_audio or prompt.ref_audio)
+        still = np.zeros(4 * wave.rate_hz, np.float32)
+        path = audio.save_flac(tmp_path / f"{prompt.id}.flac", Wave(np.concatenate([still, wave.samples, still]), wave.rate_hz))
+        padded.append(prompt.model_copy(update={"gen_audio": path}))
+    ratios = []
+    for prompts in (case.prompts[:4], tuple(padded)):
+        found = text_faults.detect_length(Exam(told(case, prompts=prompts), device="cpu", limit=4, asr=""))
+        assert only(found, "duration-byte-ratio").outcome == "refuted"
+        ratios.append(only(found, "duration-byte-ratio").value)
+    assert ratios[1] == pytest.approx(ratios[0], rel=0.02)
+
+
+def test_recordings_without_speech_do_not_choose_between_raw_and_average(case: Case) -> None:
+    exam = Exam(told(case, prompts=case.prompts[:4]), device="cpu", asr="")
+    right = exam.truth.recipe.but(weights="raw")
+    exam.loss_effect = lambda *_: (Estimate(0.3, 0.2, 0.4, 4), None)  # type: ignore[method-assign,assignment,return-value]
+    for gate, outcome in ((exam.truth.gate, "cause"), (Gate(Estimate(0.001, -0.01, 0.01, 4)), "unknown")):
+        exam.truth = replace(exam.truth, recipe=right, gate=gate)  # type: ignore[misc]
+        assert outcome in {item.outcome for item in weight_faults._lag(exam) if item.id.startswith("ema-lag")}
+
+
+def test_channels_that_cancel_each_other_are_named(case: Case, tmp_path: Path) -> None:
+    wave = audio.load_wave(case.prompts[0].ref_audio)
+    sf.write(tmp_path / "odd.wav", np.stack([wave.samples, -wave.samples], 1), wave.rate_hz)
+    sf.write(tmp_path / "quiet.wav", np.stack([wave.samples, wave.samples], 1) * 1e-3, wave.rate_hz)
+    for name, says in (("odd.wav", "channels cancel"), ("quiet.wav", "divided by 0.")):
+        prompt = case.prompts[0].model_copy(update={"ref_audio": tmp_path / name})
+        (found,) = audio_faults.detect_level(Exam(told(case, prompts=(prompt,)), device="cpu", asr=""))
+        assert found.outcome == "cause" and says in found.claim
+        assert ("one channel" in found.settings["ref_audio"]) == (name == "odd.wav")
 
 
 def test_how_many_clips_are_heard_does_not_depend_on_what_is_heard(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:

@@ -1,8 +1,10 @@
 """Detectors for recordings and vocoder: level, clipped or wrong references, mislabelled rate, old text spoken again."""
 
 import statistics
+from pathlib import Path
 
 import numpy as np
+import soundfile as sf
 from pydub import AudioSegment
 from pydub.silence import split_on_silence
 
@@ -35,7 +37,7 @@ VOCODER_EXCESS = 2.2
 
 def detect_level(exam: Exam) -> list[Suspicion]:
     """Measure the level of every reference."""
-    levels = {p.id: load_wave(p.ref_audio).rms for p in exam.case.prompts}
+    levels = {str(p.ref_audio): load_wave(p.ref_audio).rms for p in exam.case.prompts}
     quiet = {name: level for name, level in levels.items() if level < QUIET_RMS}
     low = min(levels.values())
     if not quiet:
@@ -43,13 +45,22 @@ def detect_level(exam: Exam) -> list[Suspicion]:
             "ref-silent-or-quiet", f"The quietest reference has RMS {low:.3f}.", value=low, unit="RMS", n=len(levels)
         )
     claim = f"{len(quiet)} of {len(levels)} references are below RMS {QUIET_RMS} (lowest {low:.2g}): raised with their noise, or divided by 0."
+    repair = "a recording at a normal level"
+    if any(_cancels(Path(name)) for name in quiet):
+        claim, repair = f"{claim} Their channels cancel each other: upstream averages them.", "one channel of it, or the mix without the inversion"
     return [cause("ref-silent-or-quiet", claim, 0.97, len(quiet) / len(levels), value=low, unit="RMS", n=len(levels),
-                  settings={"ref_audio": "a recording at a normal level"})]  # fmt: skip
+                  settings={"ref_audio": repair}, subjects=frozenset(quiet))]  # fmt: skip
+
+
+def _cancels(path: Path) -> bool:
+    """Return whether the channels of a recording are loud and their mean is not."""
+    samples, _ = sf.read(path, dtype="float32", always_2d=True)
+    return samples.shape[1] > 1 and float(np.sqrt((samples**2).mean())) >= QUIET_RMS
 
 
 def detect_clipped(exam: Exam) -> list[Suspicion]:
     """Look for references that upstream cuts while it keeps their whole text."""
-    seconds = {p.id: _without_silence_s(load_wave(p.ref_audio)) for p in exam.case.prompts}
+    seconds = {str(p.ref_audio): _without_silence_s(load_wave(p.ref_audio)) for p in exam.case.prompts}
     long = {name: value for name, value in seconds.items() if value > LONGEST_REFERENCE_S}
     longest = max(seconds.values())
     if not long:
@@ -58,7 +69,7 @@ def detect_clipped(exam: Exam) -> list[Suspicion]:
         )
     claim = f"{len(long)} of {len(seconds)} references last more than {LONGEST_REFERENCE_S:.0f} s (up to {longest:.1f} s): audio is cut, text is not."
     return [cause("ref-clipped", claim, 0.95, len(long) / len(seconds), value=longest, unit="s", n=len(seconds),
-                  settings={"ref_audio": "below 12 s, with exactly its own text"})]  # fmt: skip
+                  settings={"ref_audio": "below 12 s, with exactly its own text"}, subjects=frozenset(long))]  # fmt: skip
 
 
 def _without_silence_s(wave: Wave) -> float:
@@ -107,7 +118,8 @@ def detect_reference_text(exam: Exam) -> list[Suspicion]:
         return unknown("ref-text-wrong", says, "a clear recording of each reference")
     else:
         confidence, claim = 0.93, f"{claim}, and with that text the weights explain the recording better."
-    return [cause("ref-text-wrong", claim, confidence, 0.7 * len(wrong) / len(judged), **more, settings={"ref_text": "what the reference says"})]
+    return [cause("ref-text-wrong", claim, confidence, 0.7 * len(wrong) / len(judged), **more, settings={"ref_text": "what the reference says"},
+                  subjects=frozenset(item.id for item, _, _ in wrong))]  # fmt: skip
 
 
 def _explained_as_heard(exam: Exam, rows: list[tuple[Item, str]]) -> list[bool] | None:

@@ -49,6 +49,8 @@ class Suspicion:
         What to set under ``inference:`` (or as the fix says).
     needs : str
         What would settle an unknown.
+    subjects : frozenset of str
+        The recordings of which it was seen; empty: of the case as a whole.
     """
 
     id: str
@@ -65,6 +67,7 @@ class Suspicion:
     effect: Effect | None = None
     needs: str = ""
     limitation: str = ""
+    subjects: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.value is not None and not math.isfinite(self.value):
@@ -204,7 +207,7 @@ class Exam:
     def references(self) -> list[Item]:
         """Each different reference recording with each text that it is given, alone, at the rate that its file states."""
         unique = dict.fromkeys((p.ref_audio, p.ref_text) for p in self.case.prompts if p.ref_text.strip())
-        return [Item(path.stem, load_wave(path), text, 0.0) for path, text in unique]
+        return [Item(str(path), load_wave(path), text, 0.0) for path, text in unique]
 
     @cached_property
     def transcriber(self) -> Transcriber:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+import librosa
+
 from f5lab import models
-from f5lab.audio import load_wave
+from f5lab.audio import Wave, load_wave
 from f5lab.errors import AudioError
 from f5lab.models import HOP, LONGEST_REFERENCE_S, RATE_HZ, SHORT_BYTES, SHORT_SPEED
 from f5lab.specs import Prompt, Recipe
@@ -11,15 +13,24 @@ from f5lab.specs import Prompt, Recipe
 QUIET_RMS = 0.01
 """Below this the edges of a reference are cut at -42 dBFS until little is left: its length means nothing."""
 
+EDGE_DB = 42
+
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the reference as stored and as prepared, of the new text by the byte rule, and of its real recording."""
+    """Seconds of the reference as stored and as prepared, of the new text by the byte rule, and of its real recording without the
+    silence around it, which a prepared reference has lost too."""
 
     reference_s: float
     prepared_s: float
     given_s: float
     recorded_s: float | None
+
+
+def _spoken_s(wave: Wave) -> float:
+    """Return seconds without what lies below -42 dBFS at either end, as upstream's ``remove_silence_edges``."""
+    kept, _ = librosa.effects.trim(wave.samples, top_db=EDGE_DB, ref=1.0, frame_length=512, hop_length=128)
+    return len(kept) / wave.rate_hz
 
 
 def timing(prompt: Prompt, recipe: Recipe) -> Timing | None:
@@ -35,7 +46,7 @@ def timing(prompt: Prompt, recipe: Recipe) -> Timing | None:
     path, text = models.prepare_reference(prompt.ref_audio, prompt.ref_text)
     prepared = load_wave(path).seconds
     try:
-        recorded = load_wave(prompt.gen_audio).seconds if prompt.gen_audio else None
+        recorded = _spoken_s(load_wave(prompt.gen_audio)) if prompt.gen_audio else None
     except AudioError:
         recorded = None
     frames = int(prepared * RATE_HZ) // HOP

@@ -122,6 +122,8 @@ def _lag(exam: Exam) -> list[Suspicion]:
         return unknown(EMA_FAULTS[:2], f"EMA and raw could not be compared: {error}", "a recording with its text")
     if exam.truth.problem:
         return unknown(EMA_FAULTS[:2], exam.truth.problem, "a recording with its text")
+    if exam.truth.gate is not None and not exam.truth.gate.passed:  # which weights explain music better says nothing of speech
+        return unknown(EMA_FAULTS[:2], "The text explains nothing of these recordings.", "clear recordings with their right texts")
     rest = refuted(
         [f for f in EMA_FAULTS if f not in (name, other)], "The EMA is filled, has moved, and lags behind raw."
     )

@@ -205,6 +205,7 @@ class _Work:
 
 def _plan(sets: Sequence[Mapping[str, Tensor]]) -> tuple[list[_Job], dict[str, str], int]:
     jobs, reshaped, cut = [], {}, 0
+    sets = [{name: _as_reals(tensor) for name, tensor in tensors.items()} for tensors in sets]
     for name in dict.fromkeys(name for tensors in sets for name in tensors):
         held = tuple(i for i, tensors in enumerate(sets) if name in tensors)
         tensors = tuple(sets[i][name] for i in held)
@@ -225,6 +226,11 @@ def _plan(sets: Sequence[Mapping[str, Tensor]]) -> tuple[list[_Job], dict[str, s
         cut = most - fewest
         jobs.append(_Job(name, held, tuple(t[:fewest] for t in tensors), False, tensors[0].dtype.is_floating_point))
     return jobs, reshaped, cut
+
+
+def _as_reals(tensor: Tensor) -> Tensor:
+    """Return complex numbers as pairs of reals, of which every sum is taken."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _chunks(job: _Job) -> list[_Chunk]:
