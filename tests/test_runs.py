@@ -11,6 +11,7 @@ from toy_runs import HOME, clip, entry, finding, verdict, write_run
 from f5lab import cli, paths
 from f5lab.errors import RunError
 from f5lab.finished import comparisons, privacy, run_index, runs
+from f5lab.verdicts import Refuted
 
 
 def change_record(folder: Path, **changes: Any) -> None:
@@ -129,6 +130,9 @@ def test_a_finding_is_worse_beyond_both_intervals_only(
     found = compared(tmp_path, {"findings": a}, {"findings": b})
     assert [(c.change, c.worse) for c in found.findings] == [(change, worse)]
     assert bool(found.worse) == worse
+    assert bool(found.better) == (change == comparisons.MOVED and better != "" and not worse)
+    turned = comparisons.compare(runs.open_run(tmp_path / "b"), runs.open_run(tmp_path / "a"))
+    assert bool(turned.better) == worse and bool(turned.worse) == bool(found.better)
 
 
 def test_other_prompts_take_the_ground_from_what_is_heard(tmp_path: Path) -> None:
@@ -162,8 +166,13 @@ def test_causes_count_when_they_are_sure_new_and_not_slight(tmp_path: Path) -> N
     assert {row["cause"]: row["a"] for row in worse.causes} == {"mel-type": "cause, 90%", "vocab-permuted": "not judged"}
     unsure = compared(tmp_path / "2", {}, {"verdict": verdict(("mel-type", 0.9), ("vocab-permuted", 0.6))})
     assert not unsure.worse
-    better = compared(tmp_path / "3", {}, {"verdict": verdict()})
-    assert not better.worse
+    unjudged = compared(tmp_path / "3", {}, {"verdict": verdict().model_copy(update={"healthy": False})})
+    assert not unjudged.worse and not unjudged.better
+    out = Refuted(id="mel-type", evidence=["06-mel-type"])
+    better = compared(tmp_path / "4", {}, {"verdict": verdict().model_copy(update={"healthy": False, "refuted": [out]})})
+    assert not better.worse and better.better == ["A names the cause mel-type, B rules it out"]
+    page = comparisons.page(better, runs.open_run(tmp_path / "4" / "a"), runs.open_run(tmp_path / "4" / "b"))
+    assert "B is better." in page and better.report()["better"] is True
 
 
 def test_a_notebook_that_failed_is_worse_and_its_findings_do_not_vanish(tmp_path: Path) -> None:

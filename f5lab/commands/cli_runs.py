@@ -65,7 +65,8 @@ def compare_runs(
     """Compare two runs: verdicts, findings, inputs, environment, audio.
 
     B is worse when it names a cause (confidence 0.7 or more) that A does not, when a finding that knows which way is
-    better moved the other way beyond both intervals on the same prompts, or when a notebook ran in A and failed in B.
+    better moved the other way beyond both intervals on the same prompts, or when a notebook ran in A and failed in B;
+    it is better by the same rules turned round.
     """
     from f5lab.finished import comparisons, runs
 
@@ -92,7 +93,7 @@ def _short(found: Any) -> dict[str, Any]:
     changed = [{key: change[key] for key in keys} for change in report["findings"] if change["change"] not in still]
     sides = {side: {k: v for k, v in report[side].items() if k != "audio_missing"} for side in ("a", "b")}
     clips = len(report["audio"])
-    facts = {"B is worse": found.worse or "not seen", "judged by": found.judged_by or "nothing"}
+    facts = {"B is worse": found.worse or "not seen", "B is better": found.better or "not seen", "judged by": found.judged_by or "nothing"}
     facts |= {"findings that stayed": stayed, "audio files in either": clips}
     tables = {"causes": found.causes, "findings that changed": changed, "inputs that differ": found.inputs}
     tables |= {"environment that differs": found.environment, "settings that differ": found.settings}

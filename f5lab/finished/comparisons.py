@@ -6,6 +6,8 @@ B is worse than A when one of these holds, and only then:
 - a finding that says which way is better (`Finding.better`) went the other way by more than its interval: same id, same
   unit, both intervals known and apart, on the same prompts and with the same settings of its notebook;
 - a notebook that ran in A failed in B.
+
+B is better by the same rules turned round, a cause being gone only where B's verdict rules it out. It can be both.
 """
 
 import base64
@@ -54,8 +56,8 @@ class Change:
     verdict_a, verdict_b : str
     better : str
         Which way is better; empty where neither is.
-    worse : bool
-        B is worse by this finding.
+    worse, improved : bool
+        B is worse, or better, by this finding.
     """
 
     id: str
@@ -67,6 +69,7 @@ class Change:
     verdict_b: str
     better: str
     worse: bool
+    improved: bool
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Comparison:
     a: dict[str, Any]
     b: dict[str, Any]
     worse: list[str]
+    better: list[str]
     judged_by: list[str]
     lost: list[str]
     limits: list[str]
@@ -89,9 +93,8 @@ class Comparison:
 
     def report(self) -> dict[str, Any]:
         """Return everything as JSON-able values."""
-        return {"worse": bool(self.worse), "why_worse": self.worse} | {
-            key: value for key, value in asdict(self).items() if key != "worse"
-        }
+        said = {"worse": bool(self.worse), "why_worse": self.worse, "better": bool(self.better), "why_better": self.better}
+        return said | {key: value for key, value in asdict(self).items() if key not in ("worse", "better")}
 
 
 def compare(a: StoredRun, b: StoredRun) -> Comparison:
@@ -107,11 +110,15 @@ def compare(a: StoredRun, b: StoredRun) -> Comparison:
     worse += [f"notebook {name} ran in A and failed in B" for name in failed]
     if a.verdict and b.verdict and a.verdict.healthy and not b.verdict.healthy:
         worse.append("A is healthy, B is not")
+    better = [f"A names the cause {name}, B rules it out" for name in _gone_causes(a.verdict, b.verdict)]
+    better += [f"{c.id}: {c.a} in A, {c.b} in B, {c.better} is better" for c in changes if c.improved]
+    if a.verdict and b.verdict and b.verdict.healthy and not a.verdict.healthy:
+        better.append("B is healthy, A is not")
     lost = _lost(a, b, measured, one_material)
     judged_by = ["the causes that the verdicts name"] if a.verdict and b.verdict else []
     judged_by += [f.id for f in b.findings if f.id[:2] in measured and _judgeable(_by_id(a).get(f.id), f)]
     return Comparison(
-        _summary(a), _summary(b), worse, judged_by + failed, lost,
+        _summary(a), _summary(b), worse, better, judged_by + failed, lost,
         _limits(a, b, changes, inputs, environment, settings, one_material, shared - measured, lost), _causes(a.verdict, b.verdict), changes,
         not_compared, environment, settings, inputs, _audio(a, b),
     )  # fmt: skip
@@ -178,16 +185,16 @@ def _changes(a: StoredRun, b: StoredRun, shared: set[str], measured: set[str]) -
     ids = [id for id in dict.fromkeys([*known_a, *known_b]) if id[:2] in shared]
     changes = [_change(id, known_a.get(id), known_b.get(id), id[:2] in measured) for id in ids]
     order = list(MEANINGS)
-    return sorted(changes, key=lambda c: (not c.worse, order.index(c.change)))
+    return sorted(changes, key=lambda c: (not c.worse, not c.improved, order.index(c.change)))
 
 
 def _change(id: str, a: Finding | None, b: Finding | None, measured_alike: bool) -> Change:
     last = b or a
     assert last is not None
-    moved = _kind(a, b)
+    judged = measured_alike and _judgeable(a, b)
     return Change(
-        id, last.claim, moved, a.value_text() if a else "—", b.value_text() if b else "—", a.verdict if a else "",
-        b.verdict if b else "", last.better, measured_alike and _judgeable(a, b) and _is_worse(a, b),
+        id, last.claim, _kind(a, b), a.value_text() if a else "—", b.value_text() if b else "—", a.verdict if a else "",
+        b.verdict if b else "", last.better, judged and _is_worse(a, b), judged and _is_worse(b, a),
     )  # fmt: skip
 
 
@@ -233,6 +240,11 @@ def _new_causes(a: Verdict | None, b: Verdict | None) -> list[str]:
         return []
     sure = [{c.id for c in verdict.causes if c.confidence >= SURE and not c.slight} for verdict in (a, b)]
     return sorted(sure[1] - sure[0])
+
+
+def _gone_causes(a: Verdict | None, b: Verdict | None) -> list[str]:
+    """Return the causes that A's verdict surely names and B's rules out; one that B does not know is not gone."""
+    return [] if b is None else sorted({*_new_causes(b, a)} & {item.id for item in b.refuted})
 
 
 def _causes(a: Verdict | None, b: Verdict | None) -> list[dict[str, Any]]:
@@ -384,6 +396,5 @@ def page(comparison: Comparison, a: StoredRun, b: StoredRun) -> str:
     return reports.page(
         "compare.html.j2", c=comparison, clips=clips, left_out=len(comparison.audio) - len(clips), meanings=MEANINGS,
         signs=tables.SIGNS, counts={kind: counts[kind] for kind in MEANINGS if counts[kind]},
-        changed=[c for c in comparison.findings if c.change not in still or c.worse],
-        unchanged=[c for c in comparison.findings if c.change in still and not c.worse],
+        changed=[c for c in comparison.findings if c.change not in still], unchanged=[c for c in comparison.findings if c.change in still],
     )  # fmt: skip
