@@ -1,8 +1,8 @@
-"""Progress bars for whoever watches a notebook live; a run without anybody shows its own progress instead."""
+"""What somebody who waits is shown: bars in a live notebook, stages on the command line; a headless run shows its own progress instead."""
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -18,6 +18,18 @@ def follow(items: Sequence[T], label: str, unit: str) -> Iterable[T]:
     from tqdm.notebook import tqdm
 
     return tqdm(items, desc=label, unit=unit, leave=False)
+
+
+class Stages:
+    """Who is told what begins in long work; by default nobody."""
+
+    told: Callable[[str], None] | None = None
+
+
+def stage(label: str) -> None:
+    """Say what begins now."""
+    if Stages.told is not None:
+        Stages.told(label)
 
 
 def _is_live() -> bool:

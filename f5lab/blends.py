@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from f5lab import bundles, models, vocabs
+from f5lab import bars, bundles, models, vocabs
 from f5lab.batches import Pair
 from f5lab.checkpoints import EMA_PREFIX, Checkpoint
 from f5lab.errors import BundleError, CheckpointError, LabError, ModelError, UsageError
@@ -313,6 +313,7 @@ def explore(exam: Exam, *, steps: int = 4, draws: int = 1) -> Blending:
     if len(sources.weights) < 2:
         missing = "; ".join(f"{name}: {reason}" for name, reason in sources.missing.items())
         return Blending(sources, own, problem=f"only {own.name} is there ({missing})")
+    bars.stage(f"scoring blends of {', '.join(sources.weights)}")
     try:
         landscape = survey(
             exam.truth.recipe, sources, sources.lattice(steps), exam.probe.items, draws=draws, device=exam.device

@@ -21,7 +21,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors.torch import save_file
 
-from f5lab import catalogue, diagnosis, models, provenance, samplers, spellings
+from f5lab import bars, catalogue, diagnosis, models, provenance, samplers, spellings
 from f5lab.bundle_speech import Check, mean_cer, misheard, speak
 from f5lab.checkpoints import EMA_PREFIX, open_checkpoint
 from f5lab.errors import BundleError, CaseError
@@ -117,6 +117,7 @@ def write_bundle(
     out = free_folder(out, BundleError)
     left: list[str] = []
     if recipe is None:
+        bars.stage("finding out what is wrong")
         exam, found = _examined(case)
         recipe = _as_trained(exam, found)
         left = not_repaired(exam, found, recipe)
@@ -126,8 +127,11 @@ def write_bundle(
     spelling = _spelling(case, recipe, vocab)
     with new_folder(out, BundleError) as folder:
         notes = _write_parts(case, recipe, vocab, spelling, folder) + left
+        bars.stage("loading what was written")
         _load_strictly(recipe, folder)
         _write_programs(case, recipe, spelling, notes, [], folder)
+        if verify:
+            bars.stage("speaking it by the stock command line, and hearing it")
         checks = speak(case, folder, device) if verify else []
         notes += misheard(checks)
         _write_programs(case, recipe, spelling, notes, checks, folder)

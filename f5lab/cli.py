@@ -17,7 +17,7 @@ import typer
 
 from f5lab import inert, paths, remedies
 from f5lab.commands import cli_blends, cli_blind, cli_runs, cli_scale
-from f5lab.commands.console import JsonFile, Progress, deliver, say_path, write_json
+from f5lab.commands.console import JsonFile, Progress, deliver, say_path, tell_stages, write_json
 from f5lab.errors import LabError, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -227,6 +227,7 @@ def diagnose(
     the_case = _case_of(case, loose, {"--base": base, "--vocoder": vocoder, "--language": language})
     from f5lab import diagnosis, verdicts
 
+    tell_stages()
     found = diagnosis.diagnose(the_case, device=device, listen=listen, asr=asr)
     if not write_json(verdicts.to_json(found.verdict), json_file):
         typer.echo(verdicts.markdown(found.verdict, found.claims, found.beside), nl=False)
@@ -283,6 +284,7 @@ def bundle(
     from f5lab.specs import load_case
 
     the_case = load_case(case or paths.default_case())
+    tell_stages()
     facts = bundles.write_bundle(the_case, out, verify=verify, device=device)
     deliver(facts, json_file, bundles.summary(facts, the_case.prompts[0].gen_text.strip(), out))
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from f5lab import listening, remedies, verdicts
+from f5lab import bars, catalogue, listening, remedies, verdicts
 from f5lab.errors import CaseError, LabError
 from f5lab.faults import audio_faults, factors, setting_faults, suspects, text_faults, weight_faults
 from f5lab.faults.examinations import Exam, Suspicion, ranked, unknown
@@ -217,6 +217,7 @@ def diagnose(
         The checkpoint (or base) is none of F5-TTS's.
     """
     exam = Exam(case, device=device, limit=limit, draws=draws, asr=asr)
+    bars.stage(f"looking for {len(catalogue.FAULTS)} faults, in files and by the probe")
     suspicions = examine(exam)
     heard = listening.listen(exam, suspicions, most_prompts=most_prompts) if listen and asr else None
     if heard is not None:
@@ -276,8 +277,6 @@ def record_remaining(log: FindingsLog, exam: Exam, heard: "listening.Listening",
 
 def conclude(case: Case, suspicions: Sequence[Suspicion], notebook: str = NUMBER, run: str = "") -> Verdict:
     """Return the verdict of a list of ranked suspicions."""
-    from f5lab import catalogue
-
     causes = [
         Cause(
             id=item.id, confidence=item.confidence, factors=list(item.factors), effect=item.effect,

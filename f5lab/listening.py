@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from f5lab import batches, caches, metrics, models, oracles, provenance
+from f5lab import bars, batches, caches, metrics, models, oracles, provenance
 from f5lab.audio import Wave, load_wave
 from f5lab.batches import Pair
 from f5lab.errors import LabError, ModelError
@@ -226,6 +226,7 @@ def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | N
             broken[item.id] = _compare(booth, item.id, left, right, most)
         except LabError as error:
             logger.warning("%s was not heard: %s", item.id, error)
+    bars.stage("hearing the real recordings")
     found = Listening(whole, repaired, broken, problem, plain)
     return replace(found, rest=remaining(exam, found))
 
@@ -270,6 +271,7 @@ def _pairs(prompts: Sequence[Prompt]) -> list[Pair]:
 
 
 def _compare(booth: Booth, name: str, before: Recipe, after: Recipe, most: int) -> Comparison:
+    bars.stage(f"speaking and hearing: {before.name} against {after.name}")
     pairs = _pairs(booth.exam.case.prompts[:most])
     return Comparison(name, *(tuple(booth.scored(recipe, pairs)) for recipe in (before, after)))
 

@@ -77,7 +77,8 @@ def test_diagnose_needs_no_case_file(call: Callable, tmp_path: Path) -> None:
 
 def test_a_healthy_case_exits_with_0(call: Callable, tmp_path: Path) -> None:
     case = plants.healthy(load_case(DATA / "cases" / "ptbr-repaired" / "case.yaml"), tmp_path / "h", variant=0)
-    status, out, _ = call("diagnose", str(case), "--no-listen", "--check", "--device", "cpu", "--json", "-")
+    status, out, err = call("diagnose", str(case), "--no-listen", "--check", "--device", "cpu", "--json", "-")
+    assert err.splitlines()[0].startswith("… looking for")
     assert status == 0 and json.loads(out)["healthy"] is True
 
 

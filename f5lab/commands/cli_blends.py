@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from f5lab import paths
-from f5lab.commands.console import JsonFile, deliver
+from f5lab.commands.console import JsonFile, deliver, tell_stages
 from f5lab.errors import UsageError
 
 
@@ -37,6 +37,7 @@ def blend(
     if bool(mix) != (out is not None):
         raise UsageError("--mix and --out belong together", next_step="give both to write a blend, none to score them")
     wanted = blends.read_mix(mix) if mix else None
+    tell_stages()
     exam = Exam(load_case(case or paths.default_case()), device=device, limit=recordings, asr="")
     if wanted is not None and out is not None:
         sources = blends.find_sources(exam.case, exam.checkpoint, exam.base)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from f5lab import inert, paths
+from f5lab import bars, inert, paths
 from f5lab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +53,16 @@ def write_json(text: str, json_file: Path | None) -> bool:
     elif json_file is not None:
         paths.write_text(_spare(json_file, text), text)
     return False
+
+
+def tell_stages() -> None:
+    """Say on standard error what begins, for whoever waits for a command of minutes."""
+
+    def tell(label: str) -> None:
+        sys.stderr.write(f"… {label}\n")
+        sys.stderr.flush()
+
+    bars.Stages.told = tell
 
 
 def spare_page(out: Path) -> Path:

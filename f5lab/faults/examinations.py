@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from f5lab import checkpoints, ema, models, oracles, probes, provenance, samplers
+from f5lab import bars, checkpoints, ema, models, oracles, probes, provenance, samplers
 from f5lab.asr import Transcriber
 from f5lab.audio import Wave, load_wave
 from f5lab.errors import AudioError, CaseError, CheckpointError, LabError
@@ -201,6 +201,7 @@ class Exam:
     @cached_property
     def truth(self) -> Truth:
         """The settings as trained: stated, or inferred where the probe can tell."""
+        bars.stage("asking the weights how they were trained")
         return find_truth(self.case, self.stated, lambda: self.probe, self.checkpoint, self.base)
 
     @cached_property
