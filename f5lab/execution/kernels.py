@@ -5,6 +5,7 @@ papermill runs the cells. What it leaves to chance is fixed here: another interp
 """
 
 import json
+import logging
 import os
 import re
 import sys
@@ -35,6 +36,11 @@ LAST_WORDS_CHARACTERS = 400
 ERROR_CHARACTERS = 300
 _ENGINE = "f5lab"
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def _not_about_parameters(record: logging.LogRecord) -> bool:
+    """Drop papermill's warning of unknown parameters: it knows no annotation with ``|``, and all were checked before."""
+    return not record.getMessage().startswith("Passed unknown parameter")
 
 
 @dataclass
@@ -214,6 +220,7 @@ def execute(
     from papermill.exceptions import PapermillExecutionError
 
     _register_engine()
+    logging.getLogger("papermill").addFilter(_not_about_parameters)
     watch = _Watch(on_cell, scratch / f"{notebook.name}.log")
     error, interrupted = "", False
     kills = remedies.count_memory_kills()
