@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors.torch import save_file
 
 from f5lab import bars, catalogue, diagnosis, models, provenance, samplers, spellings
-from f5lab.bundle_speech import Check, mean_cer, misheard, speak
+from f5lab.bundle_speech import UNDERSTOOD, Check, mean_cer, misheard, speak
 from f5lab.checkpoints import EMA_PREFIX, open_checkpoint
 from f5lab.errors import BundleError, CaseError
 from f5lab.faults import weight_faults
@@ -146,10 +146,18 @@ def summary(facts: Mapping[str, Any], text: str, out: Path) -> dict[str, Any]:
     changed = [row | {"what": row["what"].strip("`")} for row in facts["changes"]]
     heard = [{"text": c["text"], "heard": c["heard"], "CER": c["cer"]} for c in facts["checks"]]
     return {
-        "case": facts["case"], "verified": facts["verified"], "mean_cer": facts["mean_cer"],
+        "case": facts["case"], "verified": _verified(facts), "mean_cer": facts["mean_cer"],
         "speak": shlex.join([str(out / "run.sh"), text]), "more": str(out / "README.md"),
         "changes": changed, "notes": [{"note": note} for note in facts["notes"]], "heard": heard,
     }  # fmt: skip
+
+
+def _verified(facts: Mapping[str, Any]) -> str:
+    """Return whether the bundle was understood, and by which rule."""
+    if not facts["checks"]:
+        return "no, it was not spoken"
+    answer, rule = ("yes", "at most") if facts["verified"] else ("no", "above")
+    return f"{answer}: spoken by the stock command line, its mean CER is {rule} {UNDERSTOOD}"
 
 
 def not_repaired(exam: Exam, found: Iterable[Suspicion], recipe: Recipe) -> list[str]:

@@ -405,7 +405,10 @@ def test_a_shifted_vocab_is_repaired_into_a_file(case: Case, tmp_path: Path) -> 
 
 
 def test_people_are_told_how_to_speak_with_it_and_not_every_digest(bundle: Path) -> None:
-    told = bundles.summary(json.loads((bundle / "bundle.json").read_text(encoding="utf-8")), "Bom dia.", Path("my folder"))
-    assert told["speak"] == "'my folder/run.sh' 'Bom dia.'" and told["verified"] is False
+    facts = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    told = bundles.summary(facts, "Bom dia.", Path("my folder"))
+    assert told["speak"] == "'my folder/run.sh' 'Bom dia.'" and told["verified"] == "no, it was not spoken"
+    heard = facts | {"checks": [{"text": "Bom dia.", "heard": "Bom dia.", "cer": 0.0}], "verified": True}
+    assert bundles.summary(heard, "Bom dia.", Path("x"))["verified"] == "yes: spoken by the stock command line, its mean CER is at most 0.5"
     assert [row["what"] for row in told["changes"]] == ["pe_attn_head", "text_mask_padding", "front end"]
     assert not {"files", "sources", "recipe"} & set(told)
