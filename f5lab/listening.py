@@ -5,17 +5,19 @@ one where nothing is. Clips of equal length are sampled in one batch; clips and 
 """
 
 import hashlib
+import inspect
 import io
 import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from f5lab import bars, batches, caches, metrics, models, oracles, provenance
+from f5lab import audio, bars, batches, caches, graphs, metrics, models, oracles, provenance, samplers
 from f5lab.audio import Wave, load_wave
 from f5lab.batches import Pair
 from f5lab.errors import LabError, ModelError
@@ -193,8 +195,10 @@ class Booth:
 
 @cache
 def _versions() -> tuple[str, ...]:
+    """Return what speaks: the packages' versions, and the digests of f5lab's own modules that do."""
     known = provenance.versions()
-    return tuple(str(known.get(name)) for name in ("f5-tts", "torch", "vocos", "f5lab"))
+    own = [sha256_file(Path(inspect.getfile(module))) for module in (audio, batches, graphs, models, samplers)]
+    return (*(str(known.get(name)) for name in ("f5-tts", "torch", "vocos")), *own)
 
 
 def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | None = None) -> Listening:

@@ -10,6 +10,7 @@ from f5lab import catalogue, diagnosis, listening, paths
 from f5lab.errors import CheckpointError, LabError
 from f5lab.faults.examinations import Exam, Suspicion, cause
 from f5lab.findings import FindingsLog
+from f5lab.paths import sha256_file
 from f5lab.planted import plants
 from f5lab.specs import Case, Prompt, Vocoder, load_case
 from f5lab.statistics import cluster_mean
@@ -138,6 +139,13 @@ def test_clips_are_spoken_once_and_kept_by_content(monkeypatch: pytest.MonkeyPat
     assert first._key(recipe, prompt[0], 1) != first._key(recipe, prompt[0], 0)
     copied.write_bytes(recipe.vocab.read_bytes()[::-1])
     assert listening.Booth(exam)._key(recipe.but(vocab=copied), prompt[0], 0) != first._key(recipe, prompt[0], 0)
+    before = first._key(recipe, prompt[0], 0)
+    listening._versions.cache_clear()
+    monkeypatch.setattr(listening, "sha256_file", lambda path: "other" if Path(path).name == "batches.py" else sha256_file(path))
+    try:
+        assert first._key(recipe, prompt[0], 0) != before, "what another version of the sampling code spoke is spoken again"
+    finally:
+        listening._versions.cache_clear()
 
 
 def test_without_a_recogniser_nothing_is_heard_and_it_says_so() -> None:
