@@ -119,7 +119,7 @@ _ARCHITECTURE = (
         "Names and shapes of the constructed model against those of the file.",
         "Take the options that the shapes show (f5lab inspect), and ask for weights that the file holds.",
         _threads(545, 27)),
-    Fault("arch-flags-v0-as-v1", "architecture", "Weights of F5TTS_Base (v0) in the network of F5TTS_v1_Base (v1)",
+    Fault("arch-flags-v0-as-v1", "architecture", "Trained as F5TTS_Base (v0), inferred as F5TTS_v1_Base (v1)",
         "text_mask_padding and pe_attn_head own no parameter. A bare dict of the other options builds the v1 network around v0 weights.",
         "silent", "Gibberish in the right voice.",
         "The built models differ in both options; the flow-matching loss on real clips is least with both as trained.",
