@@ -275,7 +275,7 @@ def _pairs(prompts: Sequence[Prompt]) -> list[Pair]:
 
 
 def _compare(booth: Booth, name: str, before: Recipe, after: Recipe, most: int) -> Comparison:
-    bars.stage(f"speaking and hearing: {before.name} against {after.name}")
+    bars.stage(f"speaking and hearing: {'everything repaired' if name == 'all' else name}")
     pairs = _pairs(booth.exam.case.prompts[:most])
     return Comparison(name, *(tuple(booth.scored(recipe, pairs)) for recipe in (before, after)))
 
