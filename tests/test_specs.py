@@ -8,7 +8,7 @@ import yaml
 
 from f5lab import findings, paths
 from f5lab.errors import CaseError, RunError
-from f5lab.specs import PRESETS, Arch, load_case
+from f5lab.specs import PRESETS, Arch, load_case, name_of
 
 MINIMAL = {
     "checkpoint": "c.pt",
@@ -78,3 +78,10 @@ def test_findings_are_written_whole_and_read_back(tmp_path: Path) -> None:
         log.record("02-a", question="q", claim="c", verdict="refuted")
     with pytest.raises(ValueError, match="say why"):
         log.record("01-b", question="q", claim="c", verdict="refuted", value=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [(".hidden", "hidden"), ("my case", "my-case"), ("..", "case"), ("ação", "a-o")]
+)
+def test_a_folder_gives_a_name_that_a_case_may_have(folder: str, name: str) -> None:
+    assert name_of(Path("/somewhere") / folder) == name

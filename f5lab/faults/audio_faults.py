@@ -46,8 +46,9 @@ def detect_level(exam: Exam) -> list[Suspicion]:
         )
     claim = f"{len(quiet)} of {len(levels)} references are below RMS {QUIET_RMS} (lowest {low:.2g}): raised with their noise, or divided by 0."
     repair = "a recording at a normal level"
-    if any(_cancels(Path(name)) for name in quiet):
-        claim, repair = f"{claim} Their channels cancel each other: upstream averages them.", "one channel of it, or the mix without the inversion"
+    if cancelled := sum(_cancels(Path(name)) for name in quiet):
+        claim = f"{claim} The channels of {cancelled} cancel each other: upstream averages them."
+        repair = "one channel of it" if cancelled == len(quiet) else f"{repair}; where channels cancel each other, one of them"
     return [cause("ref-silent-or-quiet", claim, 0.97, len(quiet) / len(levels), value=low, unit="RMS", n=len(levels),
                   settings={"ref_audio": repair}, subjects=frozenset(quiet))]  # fmt: skip
 
