@@ -14,6 +14,7 @@ QUIET_RMS = 0.01
 """Below this the edges of a reference are cut at -42 dBFS until little is left: its length means nothing."""
 
 EDGE_DB = 42
+"""Below full scale: upstream cuts quieter edges off a reference."""
 
 
 @dataclass(frozen=True)
