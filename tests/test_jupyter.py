@@ -73,10 +73,11 @@ def answer(panel: Any, number: int, plays: str, arrow: str) -> None:
     """Answer one trial by keyboard alone."""
     page = panel.page
     panel.get_by_role("heading", name=f"Trial {number} of").wait_for(timeout=10_000)
-    for key in plays:
+    for at, key in enumerate(plays, start=1):
         page.keyboard.press(key)
         name = {"1": "Clip 1", "2": "Clip 2", "a": "A", "b": "B", "x": "X"}[key]
-        panel.get_by_role("button", name=f"Play {name}", exact=True).locator("small", has_text="played").filter(has_not_text="not").wait_for(timeout=5_000)
+        count = plays[:at].count(key)  # a play that is stopped before it starts counts for nothing: each is waited for
+        panel.get_by_role("button", name=f"Play {name}", exact=True).get_by_text(f"played {count}×").wait_for(timeout=5_000)
     page.keyboard.press(arrow)
     page.keyboard.press("Enter")
 
@@ -112,7 +113,7 @@ def test_a_blind_session_by_keyboard(toy: LiveNotebook) -> None:
     toy.ready()
     (session,) = AnswerBook(toy.lab.root / "blind.jsonl").read()[0].values()
     assert (session.opened.listener, sorted(session.answers)) == ("MK", [1, 2])
-    assert session.answers[1].replays >= 1
+    assert session.answers[1].replays == 1
     toy.run_all(60)
     panel.get_by_role("button", name="Go on: ABX, 2 of 5 answered").focus()
     page.keyboard.press("Enter")
