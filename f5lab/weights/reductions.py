@@ -6,6 +6,7 @@ complete: threads that reduce its chunks have next to nothing to do that needs P
 """
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -23,8 +24,9 @@ _SIGN = 0x80000000
 _PART = 1 << 14
 """Elements of a chunk with NaN or infinity that are gone over in float64."""
 _NO_VALUES = np.empty(0, np.float32)
-_IN_CACHE = 128 << 10
-"""Elements of all arrays together that are reduced and then hashed, out of a core's second cache."""
+_IN_CACHE = 512 << 10
+"""Elements of all arrays together that are reduced and then hashed, out of a cache. Fewer would fit a core's own; but threads
+then hand Python's lock over so often that the pass takes a fifth longer."""
 _NO_EXTREMES = (-(1 << 31), 0, 0xFFFFFFFF)
 
 
@@ -103,13 +105,13 @@ class Tally:
 
     def reduced(self, sizes: Sequence[int], arrays: Sequence[int], counted: Sequence[bool]) -> list[Reduced]:
         """Return what each row comes to, of how many elements, of how many arrays, and whether they were counted."""
-        ends, zeros = self._ends(), self._zeros.tolist()
+        ends, bins, zeros = self._ends(), self._bins(), self._zeros.tolist()
         steps = self._largest.astype(np.int32).view(np.float32).tolist()
         found = []
         for row, (aa, ta, bb, tb, dd, pp, uu, vv, ab, uv) in enumerate(self._sums.tolist()):
             n, held = sizes[row], min(arrays[row], 2)
             totals = [
-                Totals(n, energy, total, *ends[row][i], zeros=zeros[row][i], histogram=_bins(self._counts[row, i]))
+                Totals(n, energy, total, *ends[row][i], zeros=zeros[row][i], histogram=bins[2 * row + i])
                 if counted[row]
                 else Totals(n, energy, total, *ends[row][i])
                 for i, (energy, total) in enumerate(((aa, ta), (bb, tb))[:held])
@@ -125,6 +127,15 @@ class Tally:
         minimum = np.where(high >= _SIGN, high, low)
         ends = np.stack([minimum, maximum], axis=-1).astype(np.uint32).view(np.float32) + np.float32(0)  # -0 becomes 0
         return ends.tolist()
+
+
+    def _bins(self) -> list[tuple[tuple[int, int], ...]]:
+        """Return the histograms of both arrays of each row, one after the other."""
+        counts = self._counts.reshape(-1, BINS)
+        rows, keys = np.nonzero(counts)
+        held = list(zip(keys.tolist(), counts[rows, keys].tolist(), strict=True))
+        ends = np.searchsorted(rows, range(len(counts) + 1)).tolist()
+        return [tuple(held[start:stop]) for start, stop in itertools.pairwise(ends)]
 
 
 def reduce_in_parts(arrays: Sequence[NDArray[np.float32]], counted: bool) -> Reduced:
