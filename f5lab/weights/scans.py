@@ -14,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from f5lab.weights.reductions import Reduced, Tally, add_reduced, reduce_exactly, reduce_in_parts
+from f5lab.weights.reductions import Hasher, Reduced, Tally, add_reduced, reduce_exactly, reduce_in_parts
 from f5lab.weights.sums import Sums, Totals
 
 TEXT_ROWS = "transformer.text_embed.text_embed.weight"
@@ -70,9 +71,15 @@ class _Job:
     totals: bool
     compared: bool
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         return self.tensors[0].numel()
+
+    @functools.cached_property
+    def as_stored(self) -> tuple[NDArray[np.float32], ...] | None:
+        """The tensors' own memory, where they have elements, and all of them are float32 and lie in one piece."""
+        fit = self.size > 0 and all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in self.tensors)
+        return tuple(tensor.detach().reshape(-1).numpy() for tensor in self.tensors) if fit else None
 
 
 @dataclass(frozen=True)
@@ -153,19 +160,26 @@ class _Work:
         """Let the loops reduce a chunk, where they can; have it hashed either way."""
         chunk = self.chunks[row]
         job, counted = chunk.job, self._counts(chunk.job)
-        flat = [tensor.detach().reshape(-1)[chunk.start : chunk.stop] for tensor in job.tensors]
-        hashers = [xxhash.xxh3_128(seed=self.seed) for _ in flat] if self.seed is not None and job.totals else []
-        loops = self.compiled and chunk.size > 0 and all(part.dtype in _AS_FLOAT32 for part in flat)
-        as_stored = loops and all(part.dtype == torch.float32 for part in flat)
-        if not as_stored:
-            for hasher, part in zip(hashers, flat, strict=bool(hashers)):
-                hasher.update(part.contiguous().view(_BYTES.get(part.element_size(), torch.uint8)).numpy())
-        taken = loops and self._tally.take(row, [_values(part) for part in flat], counted, hashers if as_stored else ())
-        if not taken:
-            reduce = reduce_in_parts if loops else reduce_exactly
-            self._exact[row] = add_reduced([reduce(part, counted) for part in _pieces(flat)])
+        hashers = [xxhash.xxh3_128(seed=self.seed) for _ in job.sets] if self.seed is not None and job.totals else []
+        if self.compiled and job.as_stored:
+            arrays = [array[chunk.start : chunk.stop] for array in job.as_stored]
+            if not self._tally.take(row, arrays, counted, hashers):
+                self._exact[row] = reduce_in_parts(arrays, counted)
+        else:
+            self._reduce_others(row, counted, hashers)
         if hashers:
             self._hashes[row] = [hasher.digest() for hasher in hashers]
+
+    def _reduce_others(self, row: int, counted: bool, hashers: Sequence[Hasher]) -> None:
+        """Reduce a chunk of anything else than float32 in one piece, or any chunk without the loops."""
+        chunk = self.chunks[row]
+        flat = [tensor.detach().reshape(-1)[chunk.start : chunk.stop] for tensor in chunk.job.tensors]
+        for hasher, part in zip(hashers, flat, strict=bool(hashers)):
+            hasher.update(part.contiguous().view(_BYTES.get(part.element_size(), torch.uint8)).numpy())
+        loops = self.compiled and chunk.size > 0 and all(part.dtype in _AS_FLOAT32 for part in flat)
+        if not (loops and self._tally.take(row, [_values(part) for part in flat], counted, ())):
+            reduce = reduce_in_parts if loops else reduce_exactly
+            self._exact[row] = add_reduced([reduce(part, counted) for part in _pieces(flat)])
 
     def _counts(self, job: _Job) -> bool:
         return self.counted and job.totals
