@@ -64,7 +64,11 @@ class Source:
 
     def believe(self, offset: int, data: bytes) -> None:
         """Remember bytes that were peeked at and are now relied on."""
-        self.ranges.append((offset, len(data)))
+        start, length = self.ranges[-1] if self.ranges else (offset, 0)
+        if start + length == offset:  # goes on where the last one ended: one read confirms both
+            self.ranges[-1:] = [(start, length + len(data))]
+        else:
+            self.ranges.append((offset, len(data)))
         self._digest.update(data)
 
     def digest(self) -> str:
