@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -12,10 +13,11 @@ import soundfile as sf
 import yaml
 
 from f5lab.checkpoints import open_checkpoint
-from f5lab.errors import CaseError
+from f5lab.errors import CaseError, LabError
 from f5lab.models import SHORT_BYTES
 from f5lab.paths import existing_file, write_text
 from f5lab.specs import MOST_YAML_BYTES, PRESETS, Arch, name_of
+from f5lab.vocoder_folders import check_vocoder_folder
 from f5lab.weights import architectures
 
 MAX_PROMPTS = 4
@@ -36,6 +38,7 @@ class Found:
     front_end: str | None = None
     preset: str | None = None
     config: Path | None = None
+    vocoder: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
     prompts: list[dict[str, str]] = field(default_factory=list)
     assumed: list[str] = field(default_factory=list)
@@ -73,6 +76,7 @@ def explore(folder: Path, *, checkpoint: Path | None = None, prompts: int = MAX_
     found.samples = home / "samples" if (home / "samples").is_dir() else None
     _read_data(folder, home, others, found, prompts)
     _read_settings(folder, home, others, found)
+    _find_vocoder(folder, found)
     implied = architectures.implied(open_checkpoint(found.checkpoint).weights(_slot(found.checkpoint)))
     found.options = implied.options()
     _leave_out_what_shapes_deny(found, implied)
@@ -281,6 +285,21 @@ def _read_settings(folder: Path, home: Path, others: list[Path], found: Found) -
             return
 
 
+def _find_vocoder(folder: Path, found: Found) -> None:
+    """Take the first folder that a Vocos can be made of; what is wrong with others is listed."""
+    for weights in sorted(folder.rglob("pytorch_model.bin")):
+        if not (weights.parent / "config.yaml").is_file():
+            continue
+        try:
+            check_vocoder_folder(weights.parent)
+        except LabError as error:
+            found.missing.append(f"vocoder: {weights.parent.name} is left out ({error})")
+            continue
+        found.vocoder = weights.parent
+        found.assumed.append(f"vocoder: {weights.parent.name}, which lies in the training folder")
+        return
+
+
 def _mapping(path: Path, parse: Callable[[str], Any], found: Found) -> dict[str, Any]:
     """Return what a settings file says; one that cannot be read says nothing, and is listed."""
     try:
@@ -299,18 +318,30 @@ def assumptions(found: Found, language: str | None = None) -> list[str]:
     """Return in words what a case from a training folder takes for granted: correct what is not so."""
     default = "inference: weights: ema, front_end: pinyin, upstream's defaults"
     heard = [] if language else ["language: left to Whisper"]
-    arch, vocoder = "inference.arch: what the shapes say, other options at their defaults", "vocoder: upstream's, which is downloaded"
-    return [*heard, *found.assumed, arch, vocoder, default]
+    vocoder = [] if found.vocoder else ["vocoder: upstream's, which is downloaded"]
+    return [*heard, *found.assumed, "inference.arch: what the shapes say, other options at their defaults", *vocoder, default]
 
 
-def case_text(found: Found, name: str, language: str | None = None) -> str:
-    """Return the commented case file; a language that nobody gave is left to Whisper."""
+def _named(path: Path, place: Path | None) -> str:
+    return path.relative_to(place).as_posix() if place and path.is_relative_to(place) else str(path)
+
+
+def case_text(found: Found, name: str, language: str | None = None, place: Path | None = None) -> str:
+    """Return the commented case file; a language that nobody gave is left to Whisper.
+
+    Parameters
+    ----------
+    place : Path, optional
+        Folder that the file is to lie in: what lies in it too is named from there, so that the two can be moved together.
+    """
     assumed = assumptions(found, language)
 
-    def line(key: str, value: Any) -> str:
-        return f"{key}: {json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)}"
+    named = partial(_named, place=place)
 
-    arch = {"preset": found.preset} if found.preset else {"config": str(found.config)} if found.config else None
+    def line(key: str, value: Any) -> str:
+        return f"{key}: {json.dumps(named(value) if isinstance(value, Path) else value, ensure_ascii=False)}"
+
+    arch = {"preset": found.preset} if found.preset else {"config": named(found.config)} if found.config else None
     lines = [
         f"# Written by `f5lab new`. Assumed: {'; '.join(assumed)}.",
         f"# Missing: {'; '.join(found.missing) or 'nothing'}.",
@@ -321,7 +352,8 @@ def case_text(found: Found, name: str, language: str | None = None) -> str:
     lines += [line("base", found.base)] if found.base else ["# base: the file it was fine-tuned from"]
     vocab = found.data / "vocab.txt" if found.data else None
     lines += [line("vocab", vocab)] if vocab else ["vocab: vocab.txt  # not found: name the training's vocab.txt"]
-    lines += ["# vocoder: {name: vocos, path: folder}  # left out: upstream's download", "training:"]
+    own = line("vocoder", {"name": "vocos", "path": named(found.vocoder)}) if found.vocoder else ""
+    lines += [own or "# vocoder: {name: vocos, path: folder}  # left out: upstream's download", "training:"]
     lines += (
         [f"  {line('arch', arch)}"]
         if arch
@@ -338,7 +370,9 @@ def case_text(found: Found, name: str, language: str | None = None) -> str:
         f"  {line('arch', found.options)}  # assumed, what the shapes say: put here what you really pass",
     ]
     lines += ["  weights: ema", "  front_end: pinyin", "prompts:"]
-    lines += [f"  - {json.dumps(p, ensure_ascii=False)}" for p in found.prompts]
+    recordings = ("ref_audio", "gen_audio")
+    prompts = [{key: named(Path(value)) if key in recordings else value for key, value in p.items()} for p in found.prompts]
+    lines += [f"  - {json.dumps(prompt, ensure_ascii=False)}" for prompt in prompts]
     if not found.prompts:
         lines += ['  - {id: p01, ref_audio: ref.wav, ref_text: "what it says", gen_text: "what to say"}  # fill in']
     return "\n".join(lines) + "\n"
@@ -355,7 +389,8 @@ def report(folder: Path, out: Path, language: str | None = None) -> dict[str, An
     if out.exists():
         raise CaseError(f"{out} exists already", next_step="choose another --out")
     found = explore(folder.expanduser().resolve())
-    write_text(out, case_text(found, name_of(found.checkpoint.parent), language))
+    place = out.expanduser().absolute().parent.resolve()
+    write_text(out, case_text(found, name_of(found.checkpoint.parent), language, place))
     return {
         "written": str(out), "checkpoint": str(found.checkpoint), "base": str(found.base or "none"),
         "data": str(found.data or "none"), "front_end": found.front_end or "not known", "prompts": len(found.prompts),

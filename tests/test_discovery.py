@@ -258,3 +258,24 @@ def test_a_front_end_that_nothing_tells_is_not_stated(folder: Path, tmp_path: Pa
         (tmp_path / "case.yaml").read_text().replace("ref.wav", str(folder / "data/voz/wavs/0.wav"))
     )
     assert load_case(tmp_path / "case.yaml").training.front_end is None and report["front_end"] == "not known"
+
+
+def test_a_case_in_its_training_folder_can_be_moved_with_it(folder: Path, tmp_path: Path) -> None:
+    discovery.report(folder, folder / "case.yaml")
+    moved = tmp_path.with_name(tmp_path.name + "-moved")
+    tmp_path.rename(moved)
+    case = load_case(moved / "case.yaml")
+    named = [case.checkpoint, case.base, case.vocab, case.training.dataset, case.prompts[0].ref_audio]
+    assert all(path.is_relative_to(moved.resolve()) for path in named)
+
+
+def test_a_vocoder_in_the_folder_is_the_cases(folder: Path, tmp_path: Path) -> None:
+    for name in ("other", "vocos"):
+        shutil.copytree(paths.data_dir() / "specimen" / "vocos", folder / name)
+    config = folder / "other" / "config.yaml"
+    config.write_text(config.read_text().replace("vocos.heads.ISTFTHead", "os.system"))
+    report = discovery.report(folder, folder / "case.yaml")
+    assert load_case(folder / "case.yaml").vocoder.path == (folder / "vocos").resolve()
+    assert any("other is left out" in item and "os.system" in item for item in report["missing"])
+    assert any(item.startswith("vocoder: vocos") for item in report["assumed"])
+    assert not any("downloaded" in item for item in report["assumed"])
