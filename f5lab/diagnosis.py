@@ -23,8 +23,11 @@ logger = logging.getLogger(__name__)
 NUMBER = "06"
 QUESTION = "Which entry of the fault catalogue explains why inference differs from the trainer's samples?"
 UNEXPLAINED, HEARD, TEXTLESS = "unexplained-difference", "heard-difference", "text-without-effect"
+UNMATCHED = "recordings-unheard"
 """Not of the catalogue: what stays unexplained, stands under ``unknown``; with any of them a case is not healthy."""
 CRASHED = "a report of this failure"
+CLEARS_NOTHING = (UNEXPLAINED, HEARD, TEXTLESS, UNPROBED, UNHEARD, UNMATCHED)
+"""What was asked and not answered: with one of them open no case is called healthy."""
 """What an entry needs whose detector failed by no fault of the case."""
 Detector = Callable[[Exam], list[Suspicion]]
 
@@ -247,6 +250,9 @@ def _left_by_ear(suspicions: Iterable[Suspicion], heard: "listening.Listening") 
         low, high = heard.rest.interval
         says = f"Inference is heard with {heard.rest.mean:.2f} more CER than the real recordings (95 % {low:+.2g} to {high:+.2g}), and no cause is named."
         return unknown(HEARD, says, "more prompts and the ear: what no entry of the catalogue knows, such as weights that never learned to speak")
+    if heard.unmatched:
+        says = f"The real recordings were not heard, so nobody knows how well inference should be: {heard.unmatched}"
+        return unknown(UNMATCHED, says, "recordings of at most 30 s with their texts")
     return []
 
 
@@ -287,7 +293,7 @@ def conclude(case: Case, suspicions: Sequence[Suspicion], notebook: str = NUMBER
     ]  # fmt: skip
     return Verdict(
         case=case.name, run=run, causes=causes,
-        healthy=not causes and not any(s.id in (UNEXPLAINED, HEARD, TEXTLESS, UNPROBED) for s in suspicions),
+        healthy=not causes and not any(s.id in CLEARS_NOTHING or s.needs == CRASHED for s in suspicions),
         refuted=[Refuted(id=s.id, evidence=[f"{notebook}-{s.id}"]) for s in suspicions if s.outcome == "refuted"],
         unknown=[Unknown(id=s.id, needs=s.needs) for s in suspicions if s.outcome == "unknown"],
     )  # fmt: skip

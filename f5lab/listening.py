@@ -18,9 +18,10 @@ from typing import Literal
 import numpy as np
 
 from f5lab import audio, bars, batches, caches, graphs, metrics, models, oracles, provenance, samplers
+from f5lab.asr import WINDOW_S
 from f5lab.audio import Wave, load_wave
 from f5lab.batches import Pair
-from f5lab.errors import LabError, ModelError
+from f5lab.errors import CaseError, LabError, ModelError
 from f5lab.faults import factors, weight_faults
 from f5lab.faults.examinations import Exam, Suspicion, ranked, span
 from f5lab.oracles import Scored
@@ -88,6 +89,8 @@ class Listening:
         Inference as it is, where there is nothing to repair.
     rest : Estimate or None
         How much more CER the repaired clips, or the plain ones, have than the real recordings of the same prompts.
+    unmatched : str
+        Why the clips could not be compared with real recordings; empty when they could.
     """
 
     whole: Comparison | None
@@ -96,6 +99,7 @@ class Listening:
     problem: str = ""
     plain: tuple[Scored, ...] = ()
     rest: Estimate | None = None
+    unmatched: str = ""
 
     @property
     def final(self) -> tuple[Scored, ...]:
@@ -208,10 +212,11 @@ def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | N
     given, right = exam.inference, _repaired(exam, suspicions)
     whole, plain, problem = None, (), ""
     try:
+        pairs = _pairs(exam.case.prompts[:most])
         if factors.diff(right, given, exam.device):
-            whole = _compare(booth, "all", given, right, most)
+            whole = _compare(booth, "all", given, right, pairs)
         else:
-            plain = tuple(booth.scored(given, _pairs(exam.case.prompts[:most])))
+            plain = tuple(booth.scored(given, pairs))
     except LabError as error:
         problem = str(error)
     repaired, broken = {}, {}
@@ -226,29 +231,38 @@ def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | N
             if len(causes) == 1:  # repairing the one cause is the whole repair
                 repaired[item.id], broken[item.id] = whole, whole
                 continue
-            repaired[item.id] = _compare(booth, item.id, given, alone, most)
-            broken[item.id] = _compare(booth, item.id, left, right, most)
+            repaired[item.id] = _compare(booth, item.id, given, alone, pairs)
+            broken[item.id] = _compare(booth, item.id, left, right, pairs)
         except LabError as error:
             logger.warning("%s was not heard: %s", item.id, error)
     bars.stage("hearing the real recordings")
     found = Listening(whole, repaired, broken, problem, plain)
-    return replace(found, rest=remaining(exam, found))
+    try:
+        return replace(found, rest=remaining(exam, found))
+    except LabError as error:
+        return replace(found, unmatched=str(error))
 
 
 def remaining(exam: Exam, heard: Listening) -> Estimate | None:
-    """Return how much more CER the repaired clips have than the real recordings of the same prompts; None where either is missing."""
+    """Return how much more CER the repaired clips have than the real recordings of the same prompts; None where nothing was spoken.
+
+    A recording longer than Whisper's window, and one whose text has no letters, is left out with its clips.
+
+    Raises
+    ------
+    LabError
+        No recording is left, or none can be heard.
+    """
     if not heard.final:
         return None
     items = {p.id: training_item(p) for p in exam.case.prompts}
-    used = list(dict.fromkeys(s.sample.prompt_id for s in heard.final))
-    try:
-        said = exam.transcriber([load_wave(items[name][0]) for name in used])
-    except LabError:
-        return None
-    real = {name: metrics.cer(items[name][1], t.text).value for name, t in zip(used, said)}
-    kept = [s for s in heard.final if real[s.sample.prompt_id] is not None]
-    if not kept:
-        return None
+    used = {name: load_wave(items[name][0]) for name in dict.fromkeys(s.sample.prompt_id for s in heard.final)}
+    used = {name: wave for name, wave in used.items() if wave.seconds <= WINDOW_S and metrics.has_letters(items[name][1])}
+    if not used:
+        raise CaseError(f"no real recording of at most {WINDOW_S:.0f} s has a text with letters", next_step="give prompts shorter recordings")
+    said = exam.transcriber(list(used.values()))
+    real = {name: metrics.cer(items[name][1], t.text).value for name, t in zip(used, said, strict=True)}
+    kept = [s for s in heard.final if s.sample.prompt_id in real]
     groups = [s.sample.prompt_id for s in kept]
     return paired_difference([s.cer for s in kept], [real[name] for name in groups], groups, within=DIFFERENCE)  # type: ignore[misc]
 
@@ -271,12 +285,16 @@ def _switchable(item: Suspicion) -> bool:
 
 
 def _pairs(prompts: Sequence[Prompt]) -> list[Pair]:
-    return [(prompt, seed) for seed in range(PAIRS) for prompt in prompts][:PAIRS]
+    fit = [prompt for prompt in prompts if metrics.has_letters(prompt.gen_text)]
+    if len(fit) < len(prompts):
+        logger.warning("%d prompts are not spoken: their gen_text has no letters that could be heard", len(prompts) - len(fit))
+    if not fit:
+        raise CaseError("no text to be spoken has letters", next_step="give prompts a gen_text in words")
+    return [(prompt, seed) for seed in range(PAIRS) for prompt in fit][:PAIRS]
 
 
-def _compare(booth: Booth, name: str, before: Recipe, after: Recipe, most: int) -> Comparison:
+def _compare(booth: Booth, name: str, before: Recipe, after: Recipe, pairs: Sequence[Pair]) -> Comparison:
     bars.stage(f"speaking and hearing: {'everything repaired' if name == 'all' else name}")
-    pairs = _pairs(booth.exam.case.prompts[:most])
     return Comparison(name, *(tuple(booth.scored(recipe, pairs)) for recipe in (before, after)))
 
 

@@ -70,6 +70,11 @@ def normalise(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
+def has_letters(text: str) -> bool:
+    """Return whether a text has anything that the error rates compare: letters or digits."""
+    return bool(normalise(text))
+
+
 @cache
 def _to_simplified() -> "opencc.OpenCC":
     import opencc

@@ -111,6 +111,11 @@ class Loss:
         """Geometric mean over items and draws: the ratio of two is `Probe.compare`'s."""
         return float(np.exp(np.log(self.values).mean()))
 
+    @property
+    def by_item(self) -> np.ndarray:
+        """Geometric mean of each item over its draws, [shape=(items,)]."""
+        return np.exp(np.log(self.values).mean(1))
+
 
 class Probe:
     """Scores hypotheses on fixed items, noise and times; losses and models are kept.

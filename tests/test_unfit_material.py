@@ -356,7 +356,7 @@ def test_how_many_clips_are_heard_does_not_depend_on_what_is_heard(monkeypatch: 
 
     for prompts, per_prompt in ((case.prompts[:8], 1), (case.prompts[:2], 4)):
         booth = SimpleNamespace(exam=SimpleNamespace(case=told(case, prompts=prompts)), scored=scored)
-        listening._compare(booth, "x", None, None, 8)  # type: ignore[arg-type]
+        listening._compare(booth, "x", None, None, listening._pairs(prompts))  # type: ignore[arg-type]
         assert asked[-1] == asked[-2] == [(p.id, seed) for seed in range(per_prompt) for p in prompts]
 
 

@@ -1,6 +1,6 @@
 """Detectors for recordings and vocoder: level, clipped or wrong references, mislabelled rate, old text spoken again."""
 
-import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from pydub import AudioSegment
 from pydub.silence import split_on_silence
 
 from f5lab import cycles, metrics, models
+from f5lab.asr import WINDOW_S
 from f5lab.audio import Wave, band_limit_hz, load_wave, resample
 from f5lab.errors import LabError
 from f5lab.faults.examinations import Exam, Suspicion, cause, refuted, span, unknown
@@ -18,13 +19,15 @@ from f5lab.probes import Hypothesis, Item, Probe, text_gate
 
 WRONG_TEXT, OWN_TEXT, DOUBTED_TEXT = 0.6, 0.34, 0.2
 """CER from which a recording says something else, up to which it says the text, and from which the probe is asked as well."""
-MOST_TRIED = 4
-"""References that the probe is asked about."""
+MOST_TRIED = 8
+"""References that the probe is asked about, those first that are heard least as their texts."""
 AS_HEARD = 0.1
 """A reference's text is wrong when what is heard in it lowers the loss by this share."""
 RATES_HZ = (8000, 11025, 12000, 16000, 22050, RATE_HZ, 32000, 44100, 48000)
 SLOWEST, FASTEST = 0.4, 2.6
 """Range of the true over the stated rate that is tried."""
+ALONE = 0.25
+"""Share by which another rate has to lower the loss of one recording before it is judged by itself, after all were judged together."""
 RATE_GAIN = 0.1
 """A rate is taken to be mislabelled when another lowers the loss of the reference by this share and the text matters there."""
 WIDE_HZ = 10_000
@@ -90,9 +93,9 @@ def _without_silence_s(wave: Wave) -> float:
 
 def detect_reference_text(exam: Exam) -> list[Suspicion]:
     """Transcribe every reference and compare it with the text that is claimed for it."""
-    items = exam.references
+    items = [item for item in exam.references if item.wave.seconds <= WINDOW_S]
     if not items:
-        return unknown("ref-text-wrong", "No reference has a text.", "ref_text for every reference")
+        return unknown("ref-text-wrong", f"No reference of at most {WINDOW_S:.0f} s has a text.", "ref_text for every reference")
     try:
         heard = [t.text for t in exam.transcriber([item.wave for item in items])]
     except LabError as error:
@@ -103,6 +106,7 @@ def detect_reference_text(exam: Exam) -> list[Suspicion]:
         return unknown("ref-text-wrong", "No reference text has letters to compare.", "ref_text in words")
     mean = float(np.mean([rate for _, _, rate in judged]))
     doubted = [row for row in judged if row[2] >= DOUBTED_TEXT]
+    doubted.sort(key=lambda row: -row[2])  # those that are asked about are the same in any order of the prompts
     known = _explained_as_heard(exam, [(item, text) for item, text, _ in doubted[:MOST_TRIED]])
     surely = known is not None and any(known)
     wrong = [row for k, row in enumerate(doubted) if row[2] >= WRONG_TEXT or (known is not None and k < len(known) and known[k])]
@@ -115,7 +119,8 @@ def detect_reference_text(exam: Exam) -> list[Suspicion]:
     if known is None:
         confidence, claim = 0.85, f"{claim}, unless the recording is unclear."
     elif not surely:
-        says = f"{claim}, but with that text the weights explain the recording no better: it may be unclear."
+        asked = "" if len(doubted) <= MOST_TRIED else f" (asked of {MOST_TRIED} of {len(doubted)})"
+        says = f"{claim}, but with that text the weights explain the recording no better{asked}: it may be unclear."
         return unknown("ref-text-wrong", says, "a clear recording of each reference")
     else:
         confidence, claim = 0.93, f"{claim}, and with that text the weights explain the recording better."
@@ -151,8 +156,14 @@ def detect_rate_label(exam: Exam) -> list[Suspicion]:
         return unknown(
             "sample-rate-mislabelled", "No reference to try.", "a reference with its text, below 12 s and not silent"
         )
-    stated = statistics.mode(item.wave.rate_hz for item in items)
-    items = [item for item in items if item.wave.rate_hz == stated]
+    found = []
+    for stated in sorted({item.wave.rate_hz for item in items}):
+        found += _rate_label(exam, [item for item in items if item.wave.rate_hz == stated], stated)
+    return next((list(part) for outcome in ("cause", "unknown") if (part := [s for s in found if s.outcome == outcome][:1])), found[:1])
+
+
+def _rate_label(exam: Exam, items: list[Item], stated: int) -> list[Suspicion]:
+    """Judge the references that state one rate, all together; where no other rate explains all of them, each by itself."""
     probe = Probe(items, draws=exam.draws, device=exam.device)
     probe.bench = exam.probe.bench
     recipe = exam.truth.recipe
@@ -162,18 +173,25 @@ def detect_rate_label(exam: Exam) -> list[Suspicion]:
         ratio, gain = min(tried.items(), key=lambda pair: pair[1].mean)
         fits = gain.mean <= -RATE_GAIN and gain.high < 0
         reads = fits and text_gate(probe, Hypothesis(recipe, rate_ratio=ratio)).passed
+        lowest = np.min([probe.loss(Hypothesis(recipe, rate_ratio=r)).by_item for r in tried], axis=0) / probe.loss(stays).by_item
     except LabError as error:
         return unknown("sample-rate-mislabelled", str(error), "weights whose output is finite")
+    if not fits and len(items) > 1:
+        alone = [found for item, low in zip(items, lowest, strict=True) if low < 1 - ALONE for found in _rate_label(exam, [item], stated)]
+        if named := [item for item in alone if item.outcome == "cause"]:
+            claim = f"{len(named)} of {len(items)} references state another rate than they have. {named[0].claim}"
+            return [replace(named[0], claim=claim, subjects=frozenset().union(*(item.subjects for item in named)))]
     if not fits:
         return refuted("sample-rate-mislabelled", f"No other rate than the stated one explains the references (best {100 * gain.mean:+.0f} %).",
                        value=gain.mean, unit="loss at the best other rate", interval=span(gain), n=gain.n)  # fmt: skip
-    claim = f"References fit {ratio:.2f} times their stated rate: the loss falls by {-100 * gain.mean:.0f} %."
+    claim = f"References fit {ratio:.2f} times their stated rate of {stated} Hz: the loss falls by {-100 * gain.mean:.0f} %."
     if not reads:
         band = max((band_limit_hz(item.wave) or 0.0) for item in items)
         return unknown("sample-rate-mislabelled", f"{claim} But their text explains nothing at that rate: bands (here up to {band:.0f} Hz) do that.",
                        f"a reference with speech up to {WIDE_HZ} Hz")  # fmt: skip
     return [cause("sample-rate-mislabelled", f"{claim[:-1]}, and there the text explains them.", 0.93, 0.8, value=ratio,
-                  unit="times the stated rate", n=gain.n, settings={"ref_audio": f"a header of {round(stated * ratio)} Hz"})]  # fmt: skip
+                  unit="times the stated rate", n=gain.n, settings={"ref_audio": f"a header of {round(stated * ratio)} Hz"},
+                  subjects=frozenset(item.id for item in items))]  # fmt: skip
 
 
 def rate_ratios(stated_hz: int) -> list[float]:
