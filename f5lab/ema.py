@@ -275,7 +275,7 @@ def judge_slots(checkpoint: Checkpoint, comparison: Comparison | None = None) ->
     if comparison is None:
         return notices
     overall = comparison.overall
-    if overall.dd == 0:
+    if overall.dd == 0 and not overall.left_out:
         notices.append(SlotNotice("slots-equal", "raw and EMA are the same, to the last bit"))
     if comparison.has_base:
         notices += _judge_with_base(overall)
@@ -286,7 +286,10 @@ def _judge_with_base(overall: diffs.Sums) -> list[SlotNotice]:
     notices = []
     if overall.uu and overall.vv == 0:
         notices.append(SlotNotice("ema-frozen", "the EMA equals the base exactly although the raw weights moved"))
-    if overall.vv > overall.uu:
+    if overall.vv > overall.uu and overall.uv < 0:
+        says = "the EMA lies on the other side of the base than the raw weights: the base is not what training started from, but a later snapshot of it"
+        notices.append(SlotNotice("base-too-late", says))
+    elif overall.vv > overall.uu:
         ratio = float(np.sqrt(overall.vv / overall.uu)) if overall.uu else float("inf")
         says = "an EMA lags behind the raw weights, so the slots look exchanged (or this is not the base)"
         notices.append(
@@ -301,6 +304,20 @@ def _judge_with_base(overall: diffs.Sums) -> list[SlotNotice]:
         says = f"cosine of raw with the base is {similar:.2f}: not a fine-tune of this base (near 1 expected), or base names another model's"
         notices.append(SlotNotice("scratch-by-accident", says))
     return notices
+
+
+def _judge_one(slot: str, overall: diffs.Sums) -> list[SlotNotice]:
+    """Judge one set of weights against the base's, with no second one to tell what happened."""
+    if overall.left_out or not overall.n:
+        return []
+    moved = overall.relative_l2 or 0.0
+    if overall.dd == 0 or moved < 1e-5:
+        how = "the base's, to the last bit" if overall.dd == 0 else f"{moved:.1g} of their length from the base"
+        return [SlotNotice("lr-dead", f"the {slot} weights are {how}: nothing learned" + (", or an EMA that never moved" if slot == "ema" else ""))]
+    if overall.cosine is not None and overall.cosine < 0.3:
+        says = f"cosine of {slot} with the base is {overall.cosine:.2f}: not a fine-tune of this base (near 1 expected), or base names another model's"
+        return [SlotNotice("scratch-by-accident", says)]
+    return []
 
 
 def choose_base(base: Checkpoint) -> dict[str, Any]:
@@ -338,7 +355,7 @@ def study(checkpoint: Checkpoint, base: Checkpoint | None = None) -> Study:
     comparison = diffs.comparison_of(found.scan, *weights_of(found))
     if len(checkpoint.slots) == 1:
         compared = f"{slot} of A against {found.sets[1][1]} of B"
-        return Study(checkpoint, base, compared, comparison, None, tuple(judge_slots(checkpoint)))
+        return Study(checkpoint, base, compared, comparison, None, (*judge_slots(checkpoint), *_judge_one(slot, comparison.overall)))
     compared = "raw against EMA" + (", both from the base" if base is not None else "")
     share = base_share(checkpoint, comparison, base)
     return Study(checkpoint, base, compared, comparison, share, tuple(judge_slots(checkpoint, comparison)))
@@ -419,7 +436,7 @@ def report(a: str | FilePath, b: str | FilePath | None = None) -> dict[str, Any]
         "a": str(found.checkpoint.path),
         "b": str(second.path) if second is not None else None,
         "compared": found.compared,
-        "identical": overall.dd == 0 and not (comparison.reshaped or comparison.cut_rows or comparison.only_a or comparison.only_b),
+        "identical": overall.dd == 0 and not overall.left_out and not (comparison.reshaped or comparison.cut_rows or comparison.only_a or comparison.only_b),
         "base_share": asdict(found.share) | {"gap": found.share.gap} if found.share is not None else None,
         "notices": [asdict(notice) for notice in found.notices],
         "only_in_a": list(comparison.only_a),

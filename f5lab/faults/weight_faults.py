@@ -21,6 +21,8 @@ the interval covers noise only, at least the second."""
 LEAST_SHARE = 0.1
 OUTLIER, LEAST_MOVE = 20.0, 0.5
 """A tensor is damaged when it moved this many times as far as the median one, and by half its own length."""
+GROWN = 5.0
+"""A bias is damaged when it is this many times as large as the base's largest."""
 ROPE_RAD = 0.3
 """Rotary phase error at frame 1000 that is named. Rounding to float16 gives 0.16 rad: upstream's own cast on CUDA does it."""
 EMA_FAULTS = ("ema-lag-inherited", "ema-lag-fresh", "ema-frozen", "ema-uninitialised", "raw-ema-swapped")
@@ -70,15 +72,19 @@ def _slot_faults(exam: Exam, notices: Mapping[str, str]) -> list[Suspicion]:
     settings = {"weights": "raw"} if first in ("ema-frozen", "ema-uninitialised", "raw-ema-swapped") else {}
     factors = ("weights",) if settings else ()
     confidence = {"raw-ema-swapped": 0.95, "scratch-by-accident": 0.8}.get(first, 0.99)
+    if first == "lr-dead" and not exam.study.has_both:
+        confidence = 0.8  # an EMA that never moved looks the same
     return [cause(first, _sentence(notices[first]), confidence, severity,
                   factors=factors, settings=settings, **_slot_numbers(exam, first))]  # fmt: skip
 
 
 def _slot_numbers(exam: Exam, name: str) -> dict[str, object]:
     comparison = exam.study.comparison
-    if comparison is None or not comparison.has_base:
+    if comparison is None:
         return {}
     sums = comparison.overall
+    if not comparison.has_base:
+        return {} if exam.study.has_both else {"value": sums.relative_l2, "unit": "|weights - base| / |weights|"}
     if name in ("lr-dead", "scratch-by-accident"):
         return {"value": sums.moved, "unit": "|raw - base| / |base|"}
     return {"value": float(np.sqrt(sums.vv / sums.uu)) if sums.uu else None, "unit": "|EMA - base| / |raw - base|"}
@@ -88,6 +94,9 @@ def _training(exam: Exam, named: set[str]) -> list[Suspicion]:
     """Say whether the raw weights left the base, and whether they began there."""
     names = [name for name in ("scratch-by-accident", "lr-dead") if name not in named]
     comparison = exam.study.comparison
+    if comparison is not None and not exam.study.has_both:
+        return refuted(names, f"The {exam.checkpoint.slots[0]} weights are {comparison.overall.relative_l2 or 0.0:.2g} of their length from the base.",
+                       value=comparison.overall.relative_l2, unit="|weights - base| / |weights|")  # fmt: skip
     if comparison is None or not comparison.has_base:
         return unknown(names, "There is no base to compare with.", "base: the checkpoint that training started from")
     moved = comparison.overall.moved
@@ -187,11 +196,16 @@ def detect_damage(exam: Exam) -> list[Suspicion]:
     """Look for values that are not finite, emptied matrices, and tensors that moved far more than all others."""
     facts = anatomy.checkpoint_facts(exam.checkpoint, exam.base)
     problems = [f"{slot}: {text}" for slot in _used_slots(exam) for text in _broken_tensors(exam, slot, facts[slot])]
+    changes = _changes(exam)
     if not problems:
-        problems = _outliers(exam)
+        problems = _outliers(changes) + _grown(exam, facts)
+    if not problems and not changes:
+        says = "All values are finite and no matrix is empty. Whether one stands out is not known: there is nothing to compare with."
+        return unknown("weight-damage", says, "base: the checkpoint that training started from")
     if not problems:
-        return refuted("weight-damage", "All values are finite, no matrix is empty, no tensor stands out.", value=0.0,
-                       unit="damaged tensors")  # fmt: skip
+        says = f"All values are finite, no matrix is empty, no tensor stands out ({', '.join(changes)})."
+        limit = "" if exam.base is not None else "What is spoilt alike in raw and EMA shows against the base only, which is not given."
+        return refuted("weight-damage", says, value=0.0, unit="damaged tensors", limitation=limit)
     claim = f"{len(problems)} damaged tensor{'s' * (len(problems) > 1)}: {'; '.join(problems[:3])}."
     return [cause("weight-damage", claim, 0.97, 1.0, value=float(len(problems)), unit="damaged tensors",
                   settings={"checkpoint": "another copy or another update"})]  # fmt: skip
@@ -215,10 +229,29 @@ def _broken_tensors(exam: Exam, slot: Weights, tensors: Sequence[anatomy.TensorF
     return found
 
 
-def _outliers(exam: Exam) -> list[str]:
+def _grown(exam: Exam, facts: Mapping[Weights, Sequence[anatomy.TensorFacts]]) -> list[str]:
+    """Return biases far larger than any of the base's: their own change says little, they begin at zero."""
+    if exam.base is None:
+        return []
+    sizes = {name: _rms(weights) for name, weights in ema.choose_base(exam.base).items() if name.endswith(".bias")}
+    largest = max(sizes.values(), default=0.0)
+    found = []
+    for slot in _used_slots(exam) if largest else []:
+        for fact in facts[slot]:
+            size = (fact.norm or 0.0) / math.sqrt(max(fact.parameters, 1))
+            if fact.name in sizes and size > GROWN * largest:
+                found.append(f"{slot}: {fact.name} is {size:.2g} on average, the base's largest bias {largest:.2g}")
+    return found
+
+
+def _rms(tensor: torch.Tensor) -> float:
+    return float(tensor.double().square().mean().sqrt()) if tensor.numel() else 0.0
+
+
+def _outliers(changes: Mapping[str, Sequence[tuple[str, float]]]) -> list[str]:
     """Return tensors whose change, against the base or between the slots, is far beyond that of all others."""
     found = []
-    for label, rows in _changes(exam).items():
+    for label, rows in changes.items():
         median = float(np.median([value for _, value in rows]))
         far = [(name, value) for name, value in rows if value > max(LEAST_MOVE, OUTLIER * median)]
         found += [f"{name} moved by {value:.2f} of its length ({label}; median {median:.3g})" for name, value in far]
