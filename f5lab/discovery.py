@@ -24,6 +24,7 @@ MAX_PROMPTS = 4
 MIN_S, MAX_S = 0.5, 11.0
 LEAST_TEXTS = 4
 """Of two prompts, the least that a case needs."""
+BYTES = 256
 TOKENIZERS = {"char": "raw", "pinyin": "pinyin", "custom": "raw", "byte": "byte"}
 
 
@@ -80,6 +81,9 @@ def explore(folder: Path, *, checkpoint: Path | None = None, prompts: int = MAX_
     implied = architectures.implied(open_checkpoint(found.checkpoint).weights(_slot(found.checkpoint)))
     found.options = implied.options()
     _leave_out_what_shapes_deny(found, implied)
+    if found.front_end == "byte" and implied.vocab_size < BYTES:
+        found.front_end = None
+        found.missing.append(f"front_end: not byte, as the folder's name says: {implied.vocab_size} tokens have no room for {BYTES}")
     for label, value in (
         ("base (pretrained_*)", found.base),
         ("samples/", found.samples),
@@ -123,7 +127,13 @@ def _last(folder: Path, candidates: list[Path]) -> Path:
     newest = max(candidates, key=lambda p: p.stat().st_mtime).parent
     here = [p for p in candidates if p.parent == newest]
     last = [p for p in here if p.stem == "model_last"]
-    return last[0] if last else max(here, key=lambda p: int("".join(re.findall(r"\d+", p.stem)) or -1))
+    return last[0] if last else max(here, key=_update)
+
+
+def _update(path: Path) -> tuple[bool, int]:
+    """Return whether a file is named as the trainer names it, ``model_<update>``, and the first number in its name."""
+    numbers = re.findall(r"\d+", path.stem)
+    return re.fullmatch(r"model_\d+", path.stem) is not None, int(numbers[0]) if numbers else -1
 
 
 def _read_data(folder: Path, home: Path, others: list[Path], found: Found, prompts: int) -> None:

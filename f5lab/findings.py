@@ -147,7 +147,8 @@ def load(path: Path) -> list[Finding]:
         A line is not a finding; the message names file and line.
     """
     findings = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a claim may hold other ends of lines
+    for number, line in enumerate(lines if lines != [""] else [], start=1):
         try:
             findings.append(Finding.model_validate_json(line))
         except ValueError as error:

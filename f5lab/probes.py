@@ -51,7 +51,8 @@ class Item:
 
 
 def real_items(case: Case, limit: int = 8) -> list[Item]:
-    """Return what the probe can be run on: reference and real target joined, as inference joins them, else single clips.
+    """Return what the probe can be run on: reference and real target joined, as inference joins them; single clips where there is
+    no target, or both together are too long for training.
 
     Raises
     ------
@@ -67,6 +68,9 @@ def real_items(case: Case, limit: int = 8) -> list[Item]:
             items.append(Item(prompt.id, first, prompt.ref_text, 0.0))
             continue
         second = load_wave(prompt.gen_audio, rate_hz=RATE_HZ)
+        if first.seconds + second.seconds > MAX_SECONDS:  # as much of it as fits: the target alone
+            items.append(Item(prompt.id, second, prompt.gen_text, 0.0))
+            continue
         joined = Wave(np.concatenate([first.samples, second.samples]), RATE_HZ)
         items.append(Item(prompt.id, joined, f"{prompt.ref_text} {prompt.gen_text}", first.seconds))
     fit = [item for item in items if LEAST_SECONDS <= item.wave.seconds <= MAX_SECONDS]

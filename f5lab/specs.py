@@ -78,14 +78,28 @@ class Arch(_Spec):
         """
         options: dict[str, Any] = dict(PRESETS[self.preset]) if self.preset else {}
         if self.config:
-            model = _read_yaml(self.config, "architecture config").get("model") or {}
-            if "arch" not in model:
+            model = self.training_config
+            if not isinstance(model.get("arch"), dict):
                 raise CaseError(f"{self.config} has no model.arch", expected="a training config as in f5_tts/configs")
             options = {"backbone": model.get("backbone", "DiT"), **model["arch"]}
         given = self.model_dump(exclude={"preset", "config"}, exclude_unset=True)
         options.update(given)
         backbone = options.pop("backbone", None) or "DiT"
         return backbone, options
+
+    @property
+    def training_config(self) -> dict[str, Any]:
+        """The section ``model`` of `config`; empty without one.
+
+        Raises
+        ------
+        CaseError
+            `config` is missing, or its ``model`` is no mapping.
+        """
+        model = (_read_yaml(self.config, "architecture config").get("model") or {}) if self.config else {}
+        if not isinstance(model, dict):
+            raise CaseError(f"model: in {self.config} is no mapping", expected="a training config as in f5_tts/configs")
+        return model
 
     @property
     def is_empty(self) -> bool:
@@ -120,11 +134,11 @@ class Inference(_Spec):
     front_end: FrontEnd = "pinyin"
     mel_spec_type: MelType = "vocos"
     precision: Precision = "auto"
-    nfe_step: int = Field(default=32, gt=0)
-    cfg_strength: float = 2.0
-    sway_sampling_coef: float | None = -1.0
-    speed: float = Field(default=1.0, gt=0)
-    fix_duration: float | None = Field(default=None, gt=0)
+    nfe_step: int = Field(default=32, gt=0, le=10_000)
+    cfg_strength: float = Field(default=2.0, ge=-1000, le=1000)
+    sway_sampling_coef: float | None = Field(default=-1.0, ge=-1000, le=1000)
+    speed: float = Field(default=1.0, ge=0.01, le=100)
+    fix_duration: float | None = Field(default=None, gt=0, le=10_000)
 
 
 class Prompt(_Spec):
@@ -228,12 +242,35 @@ class Recipe(_Spec):
         return Recipe.model_validate({**self.model_dump(), **changes})
 
 
+class _Once(yaml.SafeLoader):
+    """Refuses a mapping that gives a key twice: of the two, YAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping, whose keys all differ."""
+        given = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and given.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value}: given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what YAML says, as `yaml.safe_load`.
+
+    Raises
+    ------
+    yaml.YAMLError
+        It is none, or a mapping gives a key twice.
+    """
+    return yaml.load(text, Loader=_Once)
+
+
 def _read_yaml(path: Path, what: str) -> dict[str, Any]:
     existing_file(path, CaseError, what)
     if path.stat().st_size > MOST_YAML_BYTES:
         raise CaseError(f"{what} {path} has {path.stat().st_size:,} bytes", expected=f"at most {MOST_YAML_BYTES:,}")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, impossible dates and numbers
         reason = " ".join(str(error).split())[:300]
         raise CaseError(f"{what} {path} is not YAML in UTF-8 ({reason})") from error

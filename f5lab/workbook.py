@@ -338,6 +338,10 @@ def opening_record(
             "path": privacy.shown(case.path, folder),
         },
         "prompts": [{"id": p.id, "ref_text": p.ref_text, "gen_text": p.gen_text} for p in case.prompts],
+        "stated": {
+            "training": case.training.model_dump(mode="json", include={"front_end", "mel_spec_type"}),
+            "inference": case.inference.model_dump(mode="json", exclude={"arch", "vocab"}),
+        },
         "model": {side: _arch(getattr(case, side).arch) for side in ("training", "inference")},
         "status": RUNNING,
         "started": now_text(),

@@ -75,6 +75,10 @@ class Suspicion:
             object.__setattr__(self, "value", None)
 
 
+BYTES = 256
+"""Tokens of the byte front end (``get_tokenizer`` in ``f5_tts/model/utils.py``)."""
+
+
 class Exam:
     """A case under examination.
 
@@ -106,11 +110,23 @@ class Exam:
     def _refuse_misstated_training(self) -> None:
         """Every hypothesis is measured against what training ran with. What inference states is examined, not believed."""
         trained, run = (self._contradictions(block) for block in (self.case.training.arch, self.case.inference.arch))
+        if self.case.training.front_end == "byte" and (size := self._vocab_size()) is not None and size < BYTES:
+            raise CaseError(
+                "training.front_end is not what these weights were trained with",
+                offenders=[f"byte takes {BYTES} tokens, the text embedding has {size}"],
+                next_step="correct it, or leave it out: it is then inferred from recordings with their texts",
+            )
         if trained and not run:
             raise CaseError(
                 "training.arch is not what these weights were trained with", offenders=trained,
                 next_step="correct it, or leave it out: what no shape shows is then inferred from recordings with their texts",
             )  # fmt: skip
+
+    def _vocab_size(self) -> int | None:
+        try:
+            return self.shapes.vocab_size
+        except CheckpointError:  # a damaged file, which the detectors look into
+            return None
 
     def _contradictions(self, stated: Arch | None) -> list[str]:
         if stated is None or stated.is_empty:

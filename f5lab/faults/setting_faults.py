@@ -1,9 +1,7 @@
 """Detectors for settings: hidden architecture options, mel type, precision, sampler, front-end constants."""
 
-import yaml
-
 from f5lab import models, remedies
-from f5lab.errors import CheckpointError, ModelError
+from f5lab.errors import CaseError, CheckpointError, ModelError
 from f5lab.faults import factors
 from f5lab.faults.examinations import Exam, Suspicion, cause, refuted, unknown
 from f5lab.probes import Hypothesis
@@ -145,15 +143,25 @@ def detect_sampler(exam: Exam) -> list[Suspicion]:
                   settings={name: defaults[name].default for name in odd})]  # fmt: skip
 
 
+def _number(value: object) -> object:
+    """Return a number that YAML 1.1 takes for text (``24e3``) as upstream's reader, OmegaConf, takes it."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def detect_rate(exam: Exam) -> list[Suspicion]:
     """Compare the training config's mel constants with those that upstream's inference hard-codes."""
     arch = exam.case.training.arch
     if arch is None or arch.config is None:
         return refuted("frontend-rate", "No training config says anything but 24 kHz, hop 256.",
                        limitation="Without training.arch.config this rests on upstream's defaults.")  # fmt: skip
-    given = ((yaml.safe_load(arch.config.read_text(encoding="utf-8")) or {}).get("model") or {}).get("mel_spec") or {}
+    given = arch.training_config.get("mel_spec") or {}
+    if not isinstance(given, dict):
+        raise CaseError(f"model.mel_spec in {arch.config} is no mapping", expected="a training config as in f5_tts/configs")
     keys = ("target_sample_rate", "hop_length", "win_length", "n_fft", "n_mel_channels")
-    wrong = {key: given[key] for key in keys if key in given and given[key] != models.MEL[key]}
+    wrong = {key: given[key] for key in keys if key in given and _number(given[key]) != models.MEL[key]}
     if not wrong:
         return refuted("frontend-rate", "The training config's mel constants are those of inference.")
     words = ", ".join(f"{key} {value} (inference: {models.MEL[key]})" for key, value in wrong.items())

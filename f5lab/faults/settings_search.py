@@ -6,8 +6,11 @@ architecture, text front end. A stated setting is kept unless another explains t
 
 import contextlib
 import hashlib
+import logging
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from f5lab.probes import Gate, Hypothesis, Probe
 from f5lab.specs import Case, FrontEnd, Recipe
 from f5lab.weights import anatomy
 from f5lab.weights.architectures import TEXT_EMBEDDING
+
+logger = logging.getLogger(__name__)
 
 HIDDEN = {"DiT": {"text_mask_padding": (True, False), "pe_attn_head": (None, 1)},
           "UNetT": {"text_mask_padding": (True, False), "pe_attn_head": (None, 1)}, "MMDiT": {"text_mask_padding": (True, False)}}  # fmt: skip
@@ -273,10 +278,22 @@ def moved_vocab(vocab: Path, offset: int) -> Path:
 
 def _kept_vocab(symbols: Sequence[str]) -> Path:
     text = "".join(f"{symbol}\n" for symbol in symbols)
-    path = cache_dir("vocabs") / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
-    if not path.is_file() or path.read_bytes() != text.encode():
-        write_text(path, text)
+    name = f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
+    try:
+        path = cache_dir("vocabs") / name
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_text(path, text)
+    except (OSError, LabError) as error:
+        logger.warning("nothing was cached: %s", error)
+        path = Path(_own_folder().name) / name
+        path.write_text(text, encoding="utf-8")
     return path
+
+
+@cache
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder of this process, which goes with it."""
+    return tempfile.TemporaryDirectory(prefix="f5lab-vocabs-")
 
 
 def recipe_options(recipe: Recipe) -> dict[str, Any]:

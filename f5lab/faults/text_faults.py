@@ -111,6 +111,9 @@ def detect_unknown(exam: Exam) -> list[Suspicion]:
     """Count the symbols of the texts that the trained vocab lacks: they are spoken as index 0, a space."""
     if exam.truth.recipe.front_end == "byte":
         return refuted("oov-to-zero", BYTES_NEED_NONE)
+    if exam.inference.front_end == "byte":
+        says = "Inference hands over bytes where training did not: no index means what it meant, whatever the vocab holds."
+        return unknown("oov-to-zero", says, "the front end of the training")
     trained = vocabs.read_vocab(exam.truth.recipe.vocab)
     lost = vocabs.unknown_tokens(exam.texts, trained, models.front_end(exam.inference.front_end))
     lost = [u for u in lost if any(unicodedata.category(c)[0] in "LMN" for c in u.character)]  # letters, marks, digits

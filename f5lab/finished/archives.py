@@ -35,9 +35,9 @@ import pandas as pd
 from IPython.display import Audio, Markdown, display
 
 record = json.loads(Path("run.json").read_text(encoding="utf-8"))
-lines = Path("findings.jsonl").read_text(encoding="utf-8").splitlines()
+lines = Path("findings.jsonl").read_text(encoding="utf-8").split("\\n")
 columns = ["id", "verdict", "claim", "value", "unit", "interval", "n", "limitation", "question", "evidence"]
-findings = pd.DataFrame([json.loads(line) for line in lines], columns=columns)
+findings = pd.DataFrame([json.loads(line) for line in lines if line], columns=columns)
 clips = json.loads(Path("clips.json").read_text(encoding="utf-8"))
 print(record["case"]["question"])
 print(f"{len(findings)} findings, {len(clips)} clips, run {record['run']} by f5lab {record['versions']['f5lab']}")""",

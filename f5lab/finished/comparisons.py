@@ -299,13 +299,16 @@ def _settings(a: StoredRun, b: StoredRun) -> list[dict[str, Any]]:
 def _inputs(a: StoredRun, b: StoredRun) -> list[dict[str, Any]]:
     """Return the files whose bytes differ or that only one run has, and what the cases state otherwise."""
 
+    both = all(run.record.get("stated") for run in (a, b))  # runs of older versions do not have it
+
     def facts(run: StoredRun) -> dict[str, Any]:
+        stated = {f"{side}.{key}": value for side, block in run.record["stated"].items() for key, value in block.items()} if both else {}
         files = {f["label"]: f"{f['path'].rpartition('/')[2]} {f['sha256'][:16]}…" for f in run.record["files"]}
         marks = {f["label"]: f["sha256"] for f in run.record["files"]}
-        texts = {f"prompts.{p.get('id')}.gen_text": p.get("gen_text") for p in run.record.get("prompts") or ()}
+        texts = {f"prompts.{p.get('id')}.{key}": p.get(key) for p in run.record.get("prompts") or () for key in ("ref_text", "gen_text")}
         models = {f"{side}.arch": str(arch) for side, arch in (run.record.get("model") or {}).items()}
         order = ", ".join(str(p.get("id")) for p in run.record.get("prompts") or ())
-        said = {"case": run.record["case"]["name"], "language": run.record["case"]["language"], "order of prompts": order, **models, **texts}
+        said = {"case": run.record["case"]["name"], "language": run.record["case"]["language"], "order of prompts": order, **models, **stated, **texts}
         return {"shown": said | files, "marks": said | marks}
 
     first, second = facts(a), facts(b)
@@ -350,6 +353,8 @@ def _limits(
         said.append(f"{', '.join(reasons).capitalize()} differ at once: no change can be put down to one of them.")
     if not reasons and _is_one_run(a, b):
         said.append("A and B are the same run: there is nothing to compare.")
+    elif not reasons and "case file" in differ:
+        said.append("The case files differ, in nothing that is listed here: a comment, or what these runs do not record of it.")
     elif not reasons:
         said.append(
             "Checkpoint, inputs, versions and settings are the same: what differs is chance, or the run itself."

@@ -35,7 +35,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path, self.damaged, self.added = path, 0, 0
         self._known: dict[tuple[str, str], Any] = {}
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
         for line in filter(str.strip, lines):
             try:
                 row = json.loads(line)

@@ -1,10 +1,11 @@
 """What a sweep is: a YAML file of cases, checkpoints and recipes, and every combination of them. No torch."""
 
+import glob
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterator
-from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from f5lab.errors import CaseError
 from f5lab.paths import existing_file
-from f5lab.specs import Arch, Case, FrontEnd, MelType, Precision, Weights, load_case
+from f5lab.specs import Arch, Case, FrontEnd, MelType, Precision, Weights, load_case, parse_yaml
 
 Measure = Literal["cer", "loss", "duration", "speaker"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
@@ -128,14 +129,14 @@ def load_sweep(path: str | Path) -> Sweep:
     """
     path = existing_file(Path(path).expanduser().resolve(), CaseError, "sweep file")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, impossible dates
         raise CaseError(f"sweep file {path} is not YAML in UTF-8 ({' '.join(str(error).split())})") from error
     if not isinstance(data, dict):
         raise CaseError(f"sweep file {path} holds {type(data).__name__}", expected="a mapping with cases:")
     for key in ("cases", "checkpoints"):
         if isinstance(data.get(key), list):
-            data[key] = [str(path.parent / Path(v).expanduser()) if isinstance(v, str) else v for v in data[key]]
+            data[key] = [_beside(path.parent, v, pattern=key == "checkpoints") if isinstance(v, str) else v for v in data[key]]
     try:
         return Sweep.model_validate(data)
     except ValidationError as error:
@@ -143,6 +144,15 @@ def load_sweep(path: str | Path) -> Sweep:
         raise CaseError(
             f"{path} is not a valid sweep", offenders=offenders, next_step="see `f5lab sweep --help`"
         ) from error
+
+
+def _beside(folder: Path, given: str, pattern: bool) -> str:
+    """Return a path, or a pattern, as seen from a folder, whose own name is no pattern."""
+    own = Path(given).expanduser()
+    if not pattern or own.is_absolute():
+        return str(folder / own)
+    plain = folder / own
+    return glob.escape(str(plain)) if plain.is_file() else os.path.join(glob.escape(str(folder)), str(own))
 
 
 def _reason(item: Any) -> str:
@@ -184,6 +194,4 @@ def _in_order(path: Path) -> list[Any]:
 
 
 def _expanded(given: str) -> list[str]:
-    import glob
-
-    return glob.glob(given) if has_magic(given) else [given] if Path(given).is_file() else []
+    return [given] if Path(given).is_file() else glob.glob(given)
