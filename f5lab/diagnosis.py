@@ -24,11 +24,10 @@ NUMBER = "06"
 QUESTION = "Which entry of the fault catalogue explains why inference differs from the trainer's samples?"
 UNEXPLAINED, HEARD, TEXTLESS = "unexplained-difference", "heard-difference", "text-without-effect"
 UNMATCHED = "recordings-unheard"
-"""Not of the catalogue: what stays unexplained, stands under ``unknown``; with any of them a case is not healthy."""
-CRASHED = "a report of this failure"
 CLEARS_NOTHING = (UNEXPLAINED, HEARD, TEXTLESS, UNPROBED, UNHEARD, UNMATCHED)
-"""What was asked and not answered: with one of them open no case is called healthy."""
-"""What an entry needs whose detector failed by no fault of the case."""
+"""Not of the catalogue: what was asked and not answered stands under ``unknown``; with any of them a case is not healthy."""
+CRASHED = "a report of this failure"
+"""What an entry needs whose detector failed by no fault of the case; it clears nothing either."""
 Detector = Callable[[Exam], list[Suspicion]]
 
 DETECTORS: dict[Detector, tuple[str, ...]] = {

@@ -25,6 +25,7 @@ MIN_S, MAX_S = 0.5, 11.0
 LEAST_TEXTS = 4
 """Of two prompts, the least that a case needs."""
 BYTES = 256
+"""Tokens of the byte front end (``get_tokenizer`` in ``f5_tts/model/utils.py``)."""
 TOKENIZERS = {"char": "raw", "pinyin": "pinyin", "custom": "raw", "byte": "byte"}
 
 

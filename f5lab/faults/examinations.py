@@ -12,6 +12,7 @@ import torch
 from f5lab import bars, checkpoints, ema, models, oracles, probes, provenance, samplers
 from f5lab.asr import Transcriber
 from f5lab.audio import Wave, load_wave
+from f5lab.discovery import BYTES
 from f5lab.errors import AudioError, CaseError, CheckpointError, LabError
 from f5lab.faults.settings_search import Truth, dataset_front_end, find_truth
 from f5lab.probes import Hypothesis, Item, Probe
@@ -73,10 +74,6 @@ class Suspicion:
         if self.value is not None and not math.isfinite(self.value):
             object.__setattr__(self, "limitation", f"{self.limitation} The value is {self.value}.".strip())
             object.__setattr__(self, "value", None)
-
-
-BYTES = 256
-"""Tokens of the byte front end (``get_tokenizer`` in ``f5_tts/model/utils.py``)."""
 
 
 class Exam:

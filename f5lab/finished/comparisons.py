@@ -298,7 +298,6 @@ def _settings(a: StoredRun, b: StoredRun) -> list[dict[str, Any]]:
 
 def _inputs(a: StoredRun, b: StoredRun) -> list[dict[str, Any]]:
     """Return the files whose bytes differ or that only one run has, and what the cases state otherwise."""
-
     both = all(run.record.get("stated") for run in (a, b))  # runs of older versions do not have it
 
     def facts(run: StoredRun) -> dict[str, Any]:
