@@ -27,6 +27,7 @@ from f5lab.samplers import Sample
 from f5lab.scale import sweep_specs
 from f5lab.scale.ledgers import Ledger
 from f5lab.specs import Arch, Case, Inference, load_case
+from f5lab.statistics import Estimate
 from f5lab.verdicts import UNHEARD
 
 HEALTHY = paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml"
@@ -123,6 +124,16 @@ def test_a_pair_too_long_for_the_probe_leaves_its_target(case: Case, tmp_path: P
     prompt = case.prompts[0].model_copy(update={"ref_audio": long_clip(tmp_path, 19.0)})
     (item,) = probes.real_items(told(case, prompts=(prompt,)))
     assert item.text == prompt.gen_text and item.start_s == 0.0
+
+
+@pytest.mark.parametrize(("start_s", "outcome"), [(1.0, "cause"), (0.0, "refuted")])
+def test_clips_without_a_reference_name_no_slight_lag(case: Case, start_s: float, outcome: str) -> None:
+    """On single clips of a second the healthy specimen's EMA is 7 % off its raw weights; continuing a reference it is the better one."""
+    exam = Exam(case, device="cpu", asr="")
+    exam.truth = SimpleNamespace(problem="", gate=None, recipe=exam.stated.but(weights="raw"))  # type: ignore[misc,assignment]
+    exam.probe = SimpleNamespace(items=[SimpleNamespace(start_s=start_s)] * 4)  # type: ignore[misc,assignment]
+    exam.loss_effect = lambda *_: (Estimate(0.066, 0.006, 0.13, 4), None)  # type: ignore[method-assign,assignment,return-value]
+    assert {item.outcome for item in weight_faults._lag(exam)} == {outcome, "refuted"}
 
 
 # weights

@@ -16,8 +16,8 @@ from f5lab.specs import Weights
 from f5lab.weights import anatomy, architectures, diffs
 
 MATTERS, MATTERS_ON_FEW = 0.05, 0.15
-"""A lagging EMA is named when its loss is at least this share above that of the raw weights; on one or two recordings, where
-the interval covers noise only, at least the second."""
+"""A lagging EMA is named when its loss is at least this share above that of the raw weights; at least the second on one or two
+recordings, where the interval covers noise only, and on single clips, for inference always continues a reference."""
 LEAST_SHARE = 0.1
 OUTLIER, LEAST_MOVE = 20.0, 0.5
 """A tensor is damaged when it moved this many times as far as the median one, and by half its own length."""
@@ -136,7 +136,8 @@ def _lag(exam: Exam) -> list[Suspicion]:
     rest = refuted(
         [f for f in EMA_FAULTS if f not in (name, other)], "The EMA is filled, has moved, and lags behind raw."
     )
-    least = MATTERS if len(exam.probe.items) >= FEW_ITEMS else MATTERS_ON_FEW
+    items = exam.probe.items
+    least = MATTERS if len(items) >= FEW_ITEMS and any(item.start_s for item in items) else MATTERS_ON_FEW
     if worse is None or worse.mean < least or worse.low <= 0:
         says = (
             "EMA explains the recordings at least as well as raw"
