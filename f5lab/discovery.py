@@ -16,7 +16,7 @@ from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import CaseError, LabError
 from f5lab.models import SHORT_BYTES
 from f5lab.paths import existing_file, write_text
-from f5lab.specs import MOST_YAML_BYTES, PRESETS, Arch, name_of
+from f5lab.specs import MOST_YAML_BYTES, PRESETS, Arch, name_of, parse_yaml
 from f5lab.vocoder_folders import check_vocoder_folder
 from f5lab.weights import architectures
 
@@ -290,7 +290,7 @@ def _read_settings(folder: Path, home: Path, others: list[Path], found: Found) -
             found.preset = name
             return
     for path in [*folder.rglob(".hydra/config.yaml"), *folder.glob("*.yaml"), *home.glob("*.yaml")]:
-        model = _mapping(path, yaml.safe_load, found).get("model")
+        model = _mapping(path, parse_yaml, found).get("model")
         if isinstance(model, dict) and isinstance(model.get("arch"), dict):
             found.config = path
             return

@@ -243,6 +243,9 @@ def base_share(
     elif (overall.rounding_share or 0) > 0.3:
         limits.append("the EMA moved little more than its stored precision: the measured share is rounding")
     alpha = overall.alpha if overall is not None else None
+    if overall is not None and overall.base_between:
+        alpha = None
+        limits.append("the base lies between EMA and raw weights, so training did not start from it: the share is not measured")
     return BaseShare(
         step_before=before,
         updates=updates,
@@ -286,19 +289,15 @@ def _judge_with_base(overall: diffs.Sums) -> list[SlotNotice]:
     notices = []
     if overall.uu and overall.vv == 0:
         notices.append(SlotNotice("ema-frozen", "the EMA equals the base exactly although the raw weights moved"))
-    if overall.vv > overall.uu and overall.uv < 0:
+    if overall.base_between:
         says = "the EMA lies on the other side of the base than the raw weights: the base is not what training started from, but a later snapshot of it"
         notices.append(SlotNotice("base-too-late", says))
     elif overall.vv > overall.uu:
         ratio = float(np.sqrt(overall.vv / overall.uu)) if overall.uu else float("inf")
         says = "an EMA lags behind the raw weights, so the slots look exchanged (or this is not the base)"
-        notices.append(
-            SlotNotice("raw-ema-swapped", f"the EMA is {ratio:.1f} times as far from the base as raw: {says}")
-        )
+        notices.append(SlotNotice("raw-ema-swapped", f"the EMA is {ratio:.1f} times as far from the base as raw: {says}"))
     if overall.moved is not None and overall.moved < 1e-5:
-        notices.append(
-            SlotNotice("lr-dead", f"raw weights moved by {overall.moved:.1g} of their length: nothing learned")
-        )
+        notices.append(SlotNotice("lr-dead", f"raw weights moved by {overall.moved:.1g} of their length: nothing learned"))
     similar = diffs.vector_cosine((overall.aa + overall.pp - overall.uu) / 2, overall.aa, overall.pp)
     if similar is not None and similar < 0.3:
         says = f"cosine of raw with the base is {similar:.2f}: not a fine-tune of this base (near 1 expected), or base names another model's"

@@ -101,7 +101,7 @@ def test_the_references_asked_about_are_the_worst_heard_in_any_order(case: Case,
     for order in (items, items[::-1]):
         exam = SimpleNamespace(references=order, transcriber=lambda waves: [Transcript("um dois nove oito", 0.0, 0.0)] * len(waves))
         (found,) = audio_faults.detect_reference_text(exam)  # type: ignore[arg-type]
-        assert found.outcome == "cause" and found.n == 3
+        assert found.outcome == "cause" and found.n == 3 and "1 of 4 references last more than 30 s" in found.limitation
     assert asked == [["cinco seis"]] * 2
 
 
@@ -117,7 +117,7 @@ def test_one_wrong_rate_among_right_ones_is_found(case: Case, tmp_path: Path) ->
     exam.truth = SimpleNamespace(problem="", recipe=exam.stated)  # type: ignore[misc,assignment]
     (found,) = audio_faults.detect_rate_label(exam)
     assert found.outcome == "cause" and found.value == pytest.approx(1.5) and found.claim.startswith("1 of 2")
-    assert found.subjects == {str(tmp_path / "1.wav")}
+    assert found.subjects == {str(tmp_path / "1.wav")} and found.settings["ref_audio"] == "1.wav: a header of 48000 Hz"
 
 
 def test_a_pair_too_long_for_the_probe_leaves_its_target(case: Case, tmp_path: Path) -> None:
@@ -178,6 +178,10 @@ def test_one_set_of_weights_that_is_the_bases_learned_nothing(tmp_path: Path) ->
     other = saved(tmp_path / "b.pt", {name: tensor * 1.01 for name, tensor in state(0).items()}, pruned=True)
     (moved,) = (item for item in weight_faults.detect_ema(study_of(other, base)) if item.id == "lr-dead")  # type: ignore[arg-type]
     assert moved.outcome == "refuted" and moved.value == pytest.approx(0.01, rel=0.1)
+    weights = state(0)
+    weights["transformer.proj_out.weight"][0] = float("nan")
+    found = weight_faults.detect_ema(study_of(saved(tmp_path / "c.pt", weights, pruned=True), base))  # type: ignore[arg-type]
+    assert [item.outcome for item in found if item.id == "lr-dead"] == ["unknown"]
 
 
 def test_files_that_differ_in_nan_alone_are_not_identical(tmp_path: Path) -> None:
@@ -196,8 +200,9 @@ def test_a_later_snapshot_as_base_exchanges_no_slots(tmp_path: Path, way: float,
     checkpoint = save_trainer(tmp_path / "model_last.pt", end, ema_state(between(0.4)))
     base = tmp_path / "base.pt"
     torch.save({"ema_model_state_dict": ema_state(between(way))}, base)
-    notices = [notice.id for notice in ema.study(open_checkpoint(checkpoint), open_checkpoint(base)).notices]
-    assert notices == ([name] if name else [])
+    found = ema.study(open_checkpoint(checkpoint), open_checkpoint(base))
+    assert [notice.id for notice in found.notices] == ([name] if name else [])
+    assert (found.share.measured is None) == (name is not None)  # 175 % of it would be the base
 
 
 # files that people write

@@ -95,7 +95,9 @@ def detect_reference_text(exam: Exam) -> list[Suspicion]:
     """Transcribe every reference and compare it with the text that is claimed for it."""
     items = [item for item in exam.references if item.wave.seconds <= WINDOW_S]
     if not items:
-        return unknown("ref-text-wrong", f"No reference of at most {WINDOW_S:.0f} s has a text.", "ref_text for every reference")
+        return unknown("ref-text-wrong", f"No reference of at most {WINDOW_S:.0f} s has a text.", "such a reference with its ref_text")
+    longer = len(exam.references) - len(items)
+    limit = f"{longer} of {longer + len(items)} references last more than {WINDOW_S:.0f} s and were not heard." if longer else ""
     try:
         heard = [t.text for t in exam.transcriber([item.wave for item in items])]
     except LabError as error:
@@ -112,9 +114,9 @@ def detect_reference_text(exam: Exam) -> list[Suspicion]:
     wrong = [row for k, row in enumerate(doubted) if row[2] >= WRONG_TEXT or (known is not None and k < len(known) and known[k])]
     if not wrong:
         says = "are heard a little otherwise than their texts, which explain them as well" if doubted else "are heard as their texts"
-        return refuted("ref-text-wrong", f"References {says} (mean CER {mean:.2f}).", value=mean, unit="CER", n=len(judged))
+        return refuted("ref-text-wrong", f"References {says} (mean CER {mean:.2f}).", value=mean, unit="CER", n=len(judged), limitation=limit)
     item, text, rate = doubted[known.index(True)] if known is not None and surely else wrong[0]
-    more = {"value": rate, "unit": "CER", "n": len(judged)}
+    more = {"value": rate, "unit": "CER", "n": len(judged), "limitation": limit}
     claim = f"{len(wrong)} of {len(judged)} references say other words: “{item.text}” is heard as “{text}” (CER {rate:.2f})"
     if known is None:
         confidence, claim = 0.85, f"{claim}, unless the recording is unclear."
@@ -159,11 +161,34 @@ def detect_rate_label(exam: Exam) -> list[Suspicion]:
     found = []
     for stated in sorted({item.wave.rate_hz for item in items}):
         found += _rate_label(exam, [item for item in items if item.wave.rate_hz == stated], stated)
-    return next((list(part) for outcome in ("cause", "unknown") if (part := [s for s in found if s.outcome == outcome][:1])), found[:1])
+    return _worst_rate(found, len(items)) or found[:1]
+
+
+def _worst_rate(found: list[Suspicion], total: int) -> list[Suspicion]:
+    """Return what separate judgements of some references come to: all that were named as one cause, else the first unknown."""
+    named = [item for item in found if item.outcome == "cause"]
+    if not named:
+        return [item for item in found if item.outcome == "unknown"][:1]
+    subjects = frozenset().union(*(item.subjects for item in named))
+    if len(subjects) == total:
+        return [named[0]] if len(named) == 1 else [replace(named[0], subjects=subjects, settings=_headers(named))]
+    claim = f"{len(subjects)} of {total} references state another rate than they have. {named[0].claim}"
+    return [replace(named[0], claim=claim, subjects=subjects, settings=_headers(named))]
+
+
+def _headers(named: list[Suspicion]) -> dict[str, str]:
+    """Return which header each recording should have."""
+    return {"ref_audio": "; ".join(f"{Path(name).name}: {item.settings['ref_audio']}" for item in named for name in sorted(item.subjects))}
 
 
 def _rate_label(exam: Exam, items: list[Item], stated: int) -> list[Suspicion]:
-    """Judge the references that state one rate, all together; where no other rate explains all of them, each by itself."""
+    """Judge the references that state one rate, all together; where no other rate explains all of them, each by itself.
+
+    Returns
+    -------
+    list of Suspicion
+        One for all of them, or one for each that another rate explains.
+    """
     probe = Probe(items, draws=exam.draws, device=exam.device)
     probe.bench = exam.probe.bench
     recipe = exam.truth.recipe
@@ -178,9 +203,8 @@ def _rate_label(exam: Exam, items: list[Item], stated: int) -> list[Suspicion]:
         return unknown("sample-rate-mislabelled", str(error), "weights whose output is finite")
     if not fits and len(items) > 1:
         alone = [found for item, low in zip(items, lowest, strict=True) if low < 1 - ALONE for found in _rate_label(exam, [item], stated)]
-        if named := [item for item in alone if item.outcome == "cause"]:
-            claim = f"{len(named)} of {len(items)} references state another rate than they have. {named[0].claim}"
-            return [replace(named[0], claim=claim, subjects=frozenset().union(*(item.subjects for item in named)))]
+        if told := [item for item in alone if item.outcome != "refuted"]:
+            return told
     if not fits:
         return refuted("sample-rate-mislabelled", f"No other rate than the stated one explains the references (best {100 * gain.mean:+.0f} %).",
                        value=gain.mean, unit="loss at the best other rate", interval=span(gain), n=gain.n)  # fmt: skip

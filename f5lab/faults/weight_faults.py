@@ -95,8 +95,11 @@ def _training(exam: Exam, named: set[str]) -> list[Suspicion]:
     names = [name for name in ("scratch-by-accident", "lr-dead") if name not in named]
     comparison = exam.study.comparison
     if comparison is not None and not exam.study.has_both:
-        return refuted(names, f"The {exam.checkpoint.slots[0]} weights are {comparison.overall.relative_l2 or 0.0:.2g} of their length from the base.",
-                       value=comparison.overall.relative_l2, unit="|weights - base| / |weights|")  # fmt: skip
+        away = comparison.overall.relative_l2
+        if away is None or comparison.overall.left_out:
+            return unknown(names, "The distance to the base is not finite.", "weights that are")
+        return refuted(names, f"The {exam.checkpoint.slots[0]} weights are {away:.2g} of their length from the base.",
+                       value=away, unit="|weights - base| / |weights|")  # fmt: skip
     if comparison is None or not comparison.has_base:
         return unknown(names, "There is no base to compare with.", "base: the checkpoint that training started from")
     moved = comparison.overall.moved
@@ -197,7 +200,7 @@ def detect_damage(exam: Exam) -> list[Suspicion]:
     """Look for values that are not finite, emptied matrices, and tensors that moved far more than all others."""
     facts = anatomy.checkpoint_facts(exam.checkpoint, exam.base)
     problems = [f"{slot}: {text}" for slot in _used_slots(exam) for text in _broken_tensors(exam, slot, facts[slot])]
-    changes = _changes(exam)
+    changes = {} if problems else _changes(exam)
     if not problems:
         problems = _outliers(changes) + _grown(exam, facts)
     if not problems and not changes:
@@ -241,7 +244,7 @@ def _grown(exam: Exam, facts: Mapping[Weights, Sequence[anatomy.TensorFacts]]) -
         for fact in facts[slot]:
             size = (fact.norm or 0.0) / math.sqrt(max(fact.parameters, 1))
             if fact.name in sizes and size > GROWN * largest:
-                found.append(f"{slot}: {fact.name} is {size:.2g} on average, the base's largest bias {largest:.2g}")
+                found.append(f"{slot}: {fact.name} has RMS {size:.2g}, the base's largest bias {largest:.2g}")
     return found
 
 

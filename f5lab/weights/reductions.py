@@ -128,7 +128,6 @@ class Tally:
         ends = np.stack([minimum, maximum], axis=-1).astype(np.uint32).view(np.float32) + np.float32(0)  # -0 becomes 0
         return ends.tolist()
 
-
     def _bins(self) -> list[tuple[tuple[int, int], ...]]:
         """Return the histograms of both arrays of each row, one after the other."""
         counts = self._counts.reshape(-1, BINS)

@@ -60,6 +60,11 @@ class Sums:
         return vector_cosine(self.uv, self.uu, self.vv)
 
     @property
+    def base_between(self) -> bool:
+        """Whether the base lies between E and R, nearer to R: no start of a training, but a later snapshot of it."""
+        return self.vv > self.uu and self.uv < 0
+
+    @property
     def moved(self) -> float | None:
         """|R - P| / |P|: how far training moved the raw weights."""
         return math.sqrt(self.uu / self.pp) if self.pp else None
