@@ -130,12 +130,15 @@ def new(
     language: Annotated[
         str | None, typer.Option(help="Language of the speech, as Whisper names it: pt, … (left to Whisper)", show_default=False)
     ] = None,
+    prompts: Annotated[
+        int, typer.Option(min=2, help="Most prompts to draw, of two recordings each: more take longer and narrow the intervals.")
+    ] = 4,
     json_file: JsonFile = None,
 ) -> None:
     """Write a case.yaml from a training folder: what was found, assumed and is missing."""
     from f5lab import discovery
 
-    deliver(discovery.report(folder, out, language), json_file)
+    deliver(discovery.report(folder, out, language, prompts), json_file)
 
 
 @app.command()

@@ -389,8 +389,8 @@ def case_text(found: Found, name: str, language: str | None = None, place: Path 
     return "\n".join(lines) + "\n"
 
 
-def report(folder: Path, out: Path, language: str | None = None) -> dict[str, Any]:
-    """Explore a training folder and write a case file: the body of ``f5lab new``.
+def report(folder: Path, out: Path, language: str | None = None, prompts: int = MAX_PROMPTS) -> dict[str, Any]:
+    """Explore a training folder and write a case file of at most so many prompts: the body of ``f5lab new``.
 
     Raises
     ------
@@ -399,7 +399,7 @@ def report(folder: Path, out: Path, language: str | None = None) -> dict[str, An
     """
     if out.exists():
         raise CaseError(f"{out} exists already", next_step="choose another --out")
-    found = explore(folder.expanduser().resolve())
+    found = explore(folder.expanduser().resolve(), prompts=prompts)
     place = out.expanduser().absolute().parent.resolve()
     write_text(out, case_text(found, name_of(found.checkpoint.parent), language, place))
     return {

@@ -279,3 +279,9 @@ def test_a_vocoder_in_the_folder_is_the_cases(folder: Path, tmp_path: Path) -> N
     assert any("other is left out" in item and "os.system" in item for item in report["missing"])
     assert any(item.startswith("vocoder: vocos") for item in report["assumed"])
     assert not any("downloaded" in item for item in report["assumed"])
+
+
+def test_as_many_prompts_as_asked_for(folder: Path, tmp_path: Path) -> None:
+    drawn = {n: discovery.report(folder, tmp_path / f"{n}.yaml", prompts=n)["prompts"] for n in (2, 3, 8)}
+    assert drawn == {2: 2, 3: 3, 8: 3}  # six recordings
+    assert len({prompt.gen_text for prompt in load_case(tmp_path / "2.yaml").prompts}) == 2
