@@ -101,11 +101,12 @@ def test_a_pass_equals_a_float64_reference(dtype: torch.dtype, compiled: bool, m
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.sampled_from([0, 1, 31, 479, 480, 481, 7679, 7681, 20_000]),
-       st.sampled_from(["any", "finite", "near one", "tiny"]))  # fmt: skip
+       st.sampled_from(["any", "finite", "near one", "tiny", "small", "spread"]))  # fmt: skip
 def test_the_compiled_loops_agree_with_numpy_on_any_bits(seed: int, arrays: int, size: int, kind: str) -> None:
     """NaN, infinity, subnormals, both zeros and values whose difference overflows are among them."""
     rng = np.random.default_rng(seed)
-    low, high = {"any": (0, 256), "finite": (0, 255), "near one": (120, 129), "tiny": (0, 3)}[kind]
+    low, high = {"any": (0, 256), "finite": (0, 255), "near one": (120, 129), "tiny": (0, 3), "small": (0, 6 + seed % 14),
+                 "spread": (100, 108 + seed % 16)}[kind]  # fmt: skip
     exponents = rng.integers(low, high, (arrays, size), dtype=np.uint32) << 23
     bits = exponents | rng.integers(0, 1 << 23, (arrays, size), dtype=np.uint32) & rng.choice(
         [0, 0x7FFFFF], (arrays, size)

@@ -105,7 +105,12 @@ def share_run(
     run: RunName,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="FILE.html, or FILE.zip with --zip.")] = None,
     redact: Annotated[
-        str, typer.Option("--redact", metavar="[=texts,voices]", help="Hide paths, user and host names; texts and voices on request.")
+        str,
+        typer.Option(
+            "--redact",
+            metavar="[=texts,voices]",
+            help="Hide paths, user and host names; texts and voices on request. Names of the case and of its files stay.",
+        ),
     ] = "",
     zip_: Annotated[bool, typer.Option("--zip", help="Also pack notebooks, findings and audio for JupyterLab.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the verdict with the versions, to paste; no file is needed.")] = False,

@@ -18,6 +18,9 @@ _LANES, _ROWS = 32, 15
 _GROUP = _LANES * _ROWS
 _BLOCK = 16 * _GROUP
 """A counter of four bits holds 15 rows, a byte 16 groups of them; a few blocks stay in a core's own caches."""
+_LINE = 16
+"""Elements that a cache brings at once."""
+_EXPONENT, _SIZE = np.uint32(0x7F800000), np.uint32(0x7FFFFFFF)
 _FREE_ORDER = {"reassoc", "contract", "nsz"}
 """Sums may be taken in any order; NaN and infinity stay what they are."""
 
@@ -36,6 +39,16 @@ def _fetch(typing_context, array, index):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return numba.types.void(array, numba.types.intp), _build
+
+
+@intrinsic
+def _shift(typing_context, value, places):  # type: ignore[no-untyped-def]
+    """Shift 32 bits to the left by less than 32 places: numba's own shift widens them to 64."""
+
+    def _build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.shl(*arguments)
+
+    return numba.types.uint32(numba.types.uint32, numba.types.uint32), _build
 
 
 @numba.njit(nogil=True, cache=True)
@@ -61,20 +74,20 @@ def reduce_blocks(
     int
         Bit pattern of the largest |a - b|.
     """
-    lanes = np.zeros((3, _LANES), np.uint64)
+    lanes = np.zeros((4, _LANES), np.uint32)
     largest = 0
     for start in range(0, a.size, _BLOCK):
         stop = min(start + _BLOCK, a.size)
         x, y, q = a[start:stop], b[start:stop], p[start:stop]
         top = _widen(x.view(np.int32), extremes[0])
         if counted:
-            _count(x.view(np.int32), top, counts[0], lanes, a[stop : stop + _BLOCK], p[:0])
+            _count(x.view(np.uint32), top, counts[0], lanes, a[stop : stop + _BLOCK], p[:0])
         if arrays == 1:
             sums[0], sums[1] = _add_energy(x, sums[0], sums[1])
             continue
         top = _widen(y.view(np.int32), extremes[1])
         if counted:
-            _count(y.view(np.int32), top, counts[1], lanes, b[stop : stop + _BLOCK], p[stop : stop + _BLOCK])
+            _count(y.view(np.uint32), top, counts[1], lanes, b[stop : stop + _BLOCK], p[stop : stop + _BLOCK])
         largest = max(largest, _largest_step(x, y))
         if arrays == 2:
             _add_pair(x, y, sums)
@@ -114,57 +127,71 @@ def _widen(bits, extremes):  # type: ignore[no-untyped-def]
 def _count(bits, top, table, lanes, ahead, beside):  # type: ignore[no-untyped-def]
     """Count the exponents of a block none of which is above `top`, and fetch what will be read next.
 
-    Each of 32 lanes keeps sixteen 4-bit counters for the exponents from `top` down, the last one for all below. After 15
-    rows, before one can overflow, they are spread over bytes, and after the block the bytes are added up.
+    Each of 32 lanes keeps eight 4-bit counters for the exponents modulo 8, of all elements and of those more than 7 below
+    `top`. After 15 rows, before one can overflow, they are spread over bytes, and after the block the bytes are added up.
+    What is more than 15 below `top` was counted for another exponent, and is put right one by one.
     """
     whole = bits.size - bits.size % _GROUP
-    highest, below, one, nibbles = np.int32(top << 23), np.int32(15 << 23), np.uint64(1), np.uint64(0x0F0F0F0F0F0F0F0F)
-    nibble, even, odd = lanes[0], lanes[1], lanes[2]
+    edge, least = np.uint32(max(top - 7, 0) << 23), np.uint32(max(top - 15, 0) << 23)
     lanes[:] = 0
     for start in range(0, whole, _GROUP):
-        nibble[:] = 0
-        for row in range(start, start + _GROUP, _LANES):
-            values = bits[row : row + _LANES]
-            if row + _LANES <= ahead.size:
-                _fetch(ahead, row)
-                _fetch(ahead, row + _LANES // 2)
-            if row + _LANES <= beside.size:
-                _fetch(beside, row)
-                _fetch(beside, row + _LANES // 2)
-            for i in range(_LANES):
-                down = min(np.int32(highest - np.int32(values[i] & np.int32(0x7F800000))), below)
-                nibble[i] += one << np.uint64(np.uint32(down) >> np.uint32(21))
-        far = np.uint64(0)
-        for i in range(_LANES):
-            even[i] += nibble[i] & nibbles
-            odd[i] += (nibble[i] >> np.uint64(4)) & nibbles
-            far |= nibble[i] >> np.uint64(60)
-        if far:
-            _count_one_by_one(bits[start : start + _GROUP], top - 15, table)
-    _add_bytes(even, odd, top, table)
-    _count_one_by_one(bits[whole:], 255, table)
+        stop = start + _GROUP
+        for line in range(start, min(stop, ahead.size), _LINE):
+            _fetch(ahead, line)
+        for line in range(start, min(stop, beside.size), _LINE):
+            _fetch(beside, line)
+        values = bits[start:stop]
+        if _count_group(values, edge, lanes[0], lanes[1], lanes[2], lanes[3]) < least:
+            _move_rare(values, top, table)
+    _add_bytes(lanes[0], lanes[2], top, 0, table)
+    _add_bytes(lanes[1], lanes[3], top, 1, table)
+    for i in range(whole, bits.size):
+        table[(bits[i] & _EXPONENT) >> np.uint32(23)] += 1
 
 
 @numba.njit(nogil=True, cache=True)
-def _count_one_by_one(bits, top, table):  # type: ignore[no-untyped-def]
-    for i in range(bits.size):
-        exponent = np.int64(np.uint32(bits[i] & np.int32(0x7F800000)) >> np.uint32(23))
-        if exponent <= top:
+def _count_group(values, edge, even, odd, even_far, odd_far):  # type: ignore[no-untyped-def]
+    """Count 15 rows, those below `edge` once more as far, and return the pattern of the smallest magnitude."""
+    nothing, one, nibbles, lowest = np.uint32(0), np.uint32(1), np.uint32(0x0F0F0F0F), _SIZE
+    for i in range(_LANES):
+        near, far = nothing, nothing
+        for row in range(_ROWS):
+            value = values[i + row * _LANES]
+            bit = _shift(one, np.uint32((value >> np.uint32(21)) & np.uint32(28)))
+            size = np.uint32(value & _SIZE)
+            lowest = min(lowest, size)
+            near = np.uint32(near + bit)
+            far = np.uint32(far + (bit if size < edge else nothing))
+        even[i] += near & nibbles
+        odd[i] += (near >> np.uint32(4)) & nibbles
+        even_far[i] += far & nibbles
+        odd_far[i] += (far >> np.uint32(4)) & nibbles
+    return lowest
+
+
+@numba.njit(nogil=True, cache=True)
+def _move_rare(values, top, table):  # type: ignore[no-untyped-def]
+    """Count what is more than 15 below `top` for its exponent, and no more for the one of the far ones that is equal modulo 8."""
+    for i in range(values.size):
+        exponent = np.int64((values[i] & _EXPONENT) >> np.uint32(23))
+        if exponent < top - 15:
             table[exponent] += 1
+            table[exponent + (top - 8 - exponent) // 8 * 8] -= 1
 
 
 @numba.njit(nogil=True, cache=True)
-def _add_bytes(even, odd, top, table):  # type: ignore[no-untyped-def]
-    """Add the bytes of all lanes to the table; what is in the last ones was counted one by one."""
-    for k in range(8):
-        shift, first, second = np.uint64(8 * k), np.uint64(0), np.uint64(0)
+def _add_bytes(counted, far, top, odd, table):  # type: ignore[no-untyped-def]
+    """Add the bytes of all lanes to the table: of even exponents, or of odd ones."""
+    for k in range(4):
+        shift, both, below = np.uint32(8 * k), np.int64(0), np.int64(0)
         for i in range(_LANES):
-            first += (even[i] >> shift) & np.uint64(255)
-            second += (odd[i] >> shift) & np.uint64(255)
-        if top >= 2 * k:
-            table[top - 2 * k] += np.int64(first)
-        if top > 2 * k and k < 7:
-            table[top - 2 * k - 1] += np.int64(second)
+            both += np.int64((counted[i] >> shift) & np.uint32(255))
+            below += np.int64((far[i] >> shift) & np.uint32(255))
+        exponent = top - (top - 2 * k - odd) % 8
+        if exponent >= 0:
+            table[exponent] += both - below
+        if exponent >= 8:
+            table[exponent - 8] += below
 
 
 @numba.njit(nogil=True, cache=True)
