@@ -12,7 +12,8 @@ folder imports only from the layers above it and its own:
    ``weights/``
 2. ``models`` is the one importer of f5_tts and vocos, ``asr`` of whisper; ``whisper_weights`` ``speakers``
    ``opinions`` ``graphs``
-3. Synthesis: ``samplers`` ``batches`` ``oracles`` ``cycles`` ``voices``; a case from a training folder: ``discovery``.
+3. Synthesis: ``samplers`` ``batches`` ``oracles`` ``cycles`` ``voices``; a case from a training folder: ``discovery``,
+   ``training_sets``.
    The diagnosis: ``probes`` ``parity`` ``faults/`` ``listening`` ``diagnosis``; its calibration: ``planted/``.
    What it hands over: ``bundles`` ``bundle_speech`` ``spellings``.
    Looking further: ``inside/`` the model, ``grids`` of settings, ``blends`` of weights, ``scale/`` for many checkpoints,

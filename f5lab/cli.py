@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TRACEBACK = "--traceback"
 INTERRUPTED = 130
-FOUND, SURE = 3, 0.7
+FOUND = 3
 """Exit status of --check, and the least confidence of a cause that counts for it."""
 
 app = typer.Typer(
@@ -163,12 +163,15 @@ def diff(
     b: Annotated[Path | None, typer.Argument(metavar="B", show_default=False)] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Compare A's raw and EMA weights, both seen from the base B where it is given; or A with B where A holds one set."""
+    """Compare A's raw and EMA weights, both seen from the base B where it is given.
+
+    Where A holds one set, or B two as well, A is compared with B, set against set.
+    """
     from f5lab import ema
     from f5lab.weights import diffs
 
     found = ema.report(a, b)
-    used = found["overall"].keys() | (found["base_share"] or {}).keys()
+    used = set(found["overall"][0] if isinstance(found["overall"], list) else found["overall"]) | (found["base_share"] or {}).keys()
     deliver(found, json_file, found | {"terms": {name: text for name, text in diffs.TERMS.items() if name in used}})
 
 
@@ -236,7 +239,7 @@ def diagnose(
         typer.echo(verdicts.markdown(found.verdict, found.claims, found.beside), nl=False)
         if reasons:
             deliver({"suspects": diagnosis.rows(found.suspicions)}, None)
-    if check and any(cause.confidence >= SURE for cause in found.verdict.causes):
+    if check and found.verdict.causes:
         raise typer.Exit(FOUND)
     if found.crashed:
         raise RunError(
@@ -247,7 +250,7 @@ def diagnose(
 def _case_of(case: Path | None, loose: Mapping[str, Any], more: Mapping[str, Any]) -> "Case":
     """Return the case of a file, or one made from the four loose options and those that may go with them."""
     from f5lab.specs import Case as CaseSpec
-    from f5lab.specs import Prompt, Vocoder, load_case
+    from f5lab.specs import Inference, Prompt, Vocoder, load_case
 
     given = {name for name, value in {**loose, **more}.items() if value is not None}
     if case is not None or not given:
@@ -270,7 +273,7 @@ def _case_of(case: Path | None, loose: Mapping[str, Any], more: Mapping[str, Any
     language = {"language": more["--language"]} if more["--language"] else {}
     return CaseSpec(
         name=name, checkpoint=loose["--checkpoint"], vocab=loose["--vocab"], base=base, vocoder=Vocoder(path=vocoder),
-        prompts=(prompt,), **language,
+        inference=Inference(assumed=("arch", "front_end", "weights")), prompts=(prompt,), **language,
     )  # fmt: skip
 
 

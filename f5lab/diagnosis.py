@@ -6,12 +6,12 @@ stops no other. Causes that can be repaired by a setting are then repaired and b
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from f5lab import bars, catalogue, listening, remedies, verdicts
 from f5lab.errors import CaseError, LabError
 from f5lab.faults import audio_faults, factors, setting_faults, suspects, text_faults, weight_faults
-from f5lab.faults.examinations import Exam, Suspicion, ranked, unknown
+from f5lab.faults.examinations import ASSUMED, Exam, Suspicion, ranked, unknown
 from f5lab.faults.settings_search import GAIN
 from f5lab.findings import FindingsLog
 from f5lab.probes import Hypothesis
@@ -24,6 +24,8 @@ NUMBER = "06"
 QUESTION = "Which entry of the fault catalogue explains why inference differs from the trainer's samples?"
 UNEXPLAINED, HEARD, TEXTLESS = "unexplained-difference", "heard-difference", "text-without-effect"
 UNMATCHED = "recordings-unheard"
+CLEARLY = 0.2
+"""More CER than the real recordings' by this much on the average clears no case, however wide the interval is."""
 CLEARS_NOTHING = (UNEXPLAINED, HEARD, TEXTLESS, UNPROBED, UNHEARD, UNMATCHED)
 """Not of the catalogue: what was asked and not answered stands under ``unknown``; with any of them a case is not healthy."""
 CRASHED = "a report of this failure"
@@ -130,8 +132,17 @@ def examine(exam: Exam, detectors: Iterable[Detector] | None = None) -> list[Sus
             says = f"{detector.__name__} failed: {type(error).__name__}: {error}"
             found += unknown(DETECTORS.get(detector, ()), says, CRASHED)
     if exam.truth.problem:
-        found += unknown(UNPROBED, f"The probe could not run: {exam.truth.problem}", "a recording of half a second or more with its text")
-    return _settled([*found, *_unexplained(exam, found), *_without_text(exam)])
+        found += unknown(UNPROBED, f"The probe could not run: {exam.truth.problem}", exam.truth.needs)
+    return _settled([_as_assumed(exam, item) for item in (*found, *_unexplained(exam, found), *_without_text(exam))])
+
+
+def _as_assumed(exam: Exam, item: Suspicion) -> Suspicion:
+    """Say of a cause that it rests on settings which the case does not state, and be less sure of it."""
+    names = sorted({name.partition(".")[0] for name in item.factors} & exam.assumed)
+    if item.outcome != "cause" or not names:
+        return item
+    says = f"The case does not state inference's {', '.join(names)}: what is said of it is assumed."
+    return replace(item, claim=f"{item.claim} {says}", confidence=min(item.confidence, ASSUMED))
 
 
 def _without_text(exam: Exam) -> list[Suspicion]:
@@ -224,6 +235,8 @@ def diagnose(
     heard = listening.listen(exam, suspicions, most_prompts=most_prompts) if listen and asr else None
     if heard is not None:
         suspicions = by_ear(suspicions, heard)
+    else:
+        suspicions = ranked([*suspicions, *unknown(UNHEARD, "Nothing was heard: listening was switched off.", "a diagnosis that listens")])
     log = log or FindingsLog(NUMBER, "")
     record(log, suspicions)
     if heard is not None:
@@ -245,9 +258,10 @@ def _left_by_ear(suspicions: Iterable[Suspicion], heard: "listening.Listening") 
     if heard.whole is not None and not named and heard.whole.change.high < 0:
         says = f"With the settings as trained inference is heard better ({heard.whole.effect.text}), and no cause is named."
         return unknown(HEARD, says, "the factors of notebook 06, one at a time")
-    if heard.rest is not None and not named and listening.remains_verdict(heard.rest) == "refuted":
+    if heard.rest is not None and not named and (listening.remains_verdict(heard.rest) == "refuted" or heard.rest.mean > CLEARLY):
         low, high = heard.rest.interval
-        says = f"Inference is heard with {heard.rest.mean:.2f} more CER than the real recordings (95 % {low:+.2g} to {high:+.2g}), and no cause is named."
+        span = f"95 % {low:+.2g} to {high:+.2g}" if heard.rest.n > 1 else "one prompt"
+        says = f"Inference is heard with {heard.rest.mean:.2f} more CER than the real recordings ({span}), and no cause is named."
         return unknown(HEARD, says, "more prompts and the ear: what no entry of the catalogue knows, such as weights that never learned to speak")
     if heard.unmatched:
         says = f"The real recordings were not heard, so nobody knows how well inference should be: {heard.unmatched}"

@@ -1,22 +1,21 @@
 """A case from a training folder, as F5-TTS's finetune CLI and finetune-gradio leave it."""
 
-import csv
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-import soundfile as sf
 import yaml
 
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import CaseError, LabError
 from f5lab.models import SHORT_BYTES
-from f5lab.paths import existing_file, write_text
+from f5lab.paths import write_text
 from f5lab.specs import MOST_YAML_BYTES, PRESETS, Arch, name_of, parse_yaml
+from f5lab.training_sets import at_hand, is_file, read_metadata, read_rows, row_of, stored_front_end
 from f5lab.vocoder_folders import check_vocoder_folder
 from f5lab.weights import architectures
 
@@ -148,100 +147,27 @@ def _read_data(folder: Path, home: Path, others: list[Path], found: Found, promp
     if not (own or free):
         return
     found.data = (own or free)[0]
-    if len(folders) > 1:
-        found.assumed.append(f"data: {found.data.name}, one of {len(folders)} folders with a vocab.txt")
+    if len(folders) > 1 or found.data.name.rpartition("_")[0] != home.name:
+        found.assumed.append(f"data: {found.data.name}, one of {len(folders)} folders with a vocab.txt" if len(folders) > 1
+                             else f"data: {found.data.name}, the only folder with a vocab.txt")  # fmt: skip
     tokenizer = found.data.name.rpartition("_")[2]
-    found.front_end = TOKENIZERS.get(tokenizer)
+    named = TOKENIZERS.get(tokenizer)
+    found.front_end = named
     written = read_metadata(found.data)
     if (found.data / "raw.arrow").is_file():
         rows = read_rows(found.data / "raw.arrow")
-        if rows and isinstance(rows[0]["text"], str):
-            found.front_end = "raw"
-        elif rows and tokenizer not in TOKENIZERS:
-            found.front_end = "pinyin"
-            found.assumed.append("front_end: pinyin, since the dataset's texts are token lists")
-        rows = _as_written(_at_hand(rows, found.data), written, found)
+        stored = stored_front_end(rows, written) if named != "byte" else None
+        if stored is not None and stored != named:
+            found.front_end = stored
+            found.assumed.append(f"front_end: {stored}, as the dataset's texts are stored, whatever its folder is called")
+        rows = _as_written(at_hand(rows, found.data), written, found)
     elif written:
         found.missing.append("raw.arrow: prompts are drawn from metadata.csv")
-        rows = [_row(path, text) for path, text in written.items()]
+        rows = [row_of(path, text) for path, text in written.items()]
     else:
         found.missing.append("raw.arrow and metadata.csv: no prompts could be drawn")
         return
     _draw_prompts(rows, found, prompts)
-
-
-def read_rows(arrow: Path) -> list[dict[str, Any]]:
-    """Return the rows of a dataset's ``raw.arrow``: ``audio_path``, ``text`` (a string or a list of tokens), ``duration``.
-
-    Raises
-    ------
-    CaseError
-        The file is missing or no Arrow file, or lacks one of the columns.
-    """
-    import pyarrow as pa
-
-    with existing_file(arrow, CaseError, "dataset").open("rb") as f:
-        try:
-            table = pa.ipc.open_stream(f).read_all()
-        except (pa.ArrowException, OSError):
-            f.seek(0)
-            try:
-                table = pa.ipc.open_file(f).read_all()
-            except (pa.ArrowException, OSError) as error:
-                raise CaseError(f"{arrow} is not an Arrow file", expected="what prepare_csv_wavs writes") from error
-    if gone := {"audio_path", "text"} - set(table.column_names):
-        raise CaseError(f"{arrow} has no column {', '.join(sorted(gone))}", expected="what prepare_csv_wavs writes")
-    try:
-        rows = table.to_pylist()
-    except (pa.ArrowException, ValueError) as error:  # text that is no UTF-8
-        raise CaseError(f"{arrow} cannot be read ({error})", expected="what prepare_csv_wavs writes") from error
-    kept = [row for row in rows if isinstance(row["audio_path"], str) and isinstance(row["text"], (str, list))]
-    return [row | {"duration": _number(row.get("duration"))} for row in kept]
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return 0.0
-
-
-def read_metadata(folder: Path) -> dict[Path, str]:
-    """Return recording to text by a dataset's ``metadata.csv`` (``audio_file|text``, beside it or in ``wavs/``); empty without one."""
-    path = folder / "metadata.csv"
-    if not path.is_file():
-        return {}
-    found: dict[Path, str] = {}
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as f:
-        for row in csv.reader(f, delimiter="|", quoting=csv.QUOTE_NONE):
-            name = row[0].strip() if row else ""
-            if len(row) < 2 or not name or "\0" in name or not row[1].strip():
-                continue
-            places = (folder / name, folder / "wavs" / name, folder / "wavs" / f"{name}.wav")
-            where = next((place for place in places if place.is_file()), None)
-            if where is not None:
-                found[where] = row[1].strip()
-    return found
-
-
-def _at_hand(rows: list[dict[str, Any]], data: Path) -> list[dict[str, Any]]:
-    """Return rows with the recordings that lie in the dataset's folder, where a row's path is of another computer."""
-
-    def place(name: str) -> str:
-        if _is_file(name):
-            return name
-        last = PureWindowsPath(name).name
-        return next((str(p) for p in (data / "wavs" / last, data / last) if last and _is_file(str(p))), name)
-
-    return [row | {"audio_path": place(row["audio_path"])} for row in rows]
-
-
-def _row(path: Path, text: str) -> dict[str, Any]:
-    try:
-        seconds = sf.info(path).duration
-    except (sf.LibsndfileError, RuntimeError, OSError):
-        seconds = 0.0
-    return {"audio_path": str(path), "text": text, "duration": seconds}
 
 
 def _as_written(rows: list[dict[str, Any]], written: dict[Path, str], found: Found) -> list[dict[str, Any]]:
@@ -258,9 +184,9 @@ def _draw_prompts(rows: list[dict[str, Any]], found: Found, prompts: int) -> Non
     usable = [
         (row["audio_path"], "".join(map(str, row["text"])).strip())
         for row in rows
-        if MIN_S <= row["duration"] <= MAX_S and _is_file(row["audio_path"])
+        if MIN_S <= row["duration"] <= MAX_S and is_file(row["audio_path"])
     ]
-    gone = sum(not _is_file(row["audio_path"]) for row in rows)
+    gone = sum(not is_file(row["audio_path"]) for row in rows)
     if gone:
         found.missing.append(f"audio of {gone} of {len(rows)} dataset rows")
     texts = {text: path for path, text in usable if text}
@@ -269,17 +195,12 @@ def _draw_prompts(rows: list[dict[str, Any]], found: Found, prompts: int) -> Non
         texts = long
     step = max(1, len(texts) // (2 * prompts))
     chosen = list(texts.items())[::step][: 2 * prompts]
+    if chosen[1:]:
+        found.assumed.append("prompts: recordings of the dataset in pairs, taken to be of one speaker")
     for number, ((ref_text, ref), (text, gen)) in enumerate(zip(chosen[::2], chosen[1::2], strict=False), start=1):
         found.prompts.append(
             {"id": f"p{number:02d}", "ref_audio": ref, "ref_text": ref_text, "gen_text": text, "gen_audio": gen}
         )
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except (OSError, ValueError):  # a name too long, a NUL
-        return False
 
 
 def _read_settings(folder: Path, home: Path, others: list[Path], found: Found) -> None:
@@ -297,8 +218,10 @@ def _read_settings(folder: Path, home: Path, others: list[Path], found: Found) -
 
 
 def _find_vocoder(folder: Path, found: Found) -> None:
-    """Take the first folder that a Vocos can be made of; what is wrong with others is listed."""
-    for weights in sorted(folder.rglob("pytorch_model.bin")):
+    """Take the first folder that a Vocos can be made of, the nearest to the training's; what is wrong with others is listed."""
+    near = sorted(folder.rglob("pytorch_model.bin"), key=lambda path: (len(path.parts), path))
+    beside = sorted(found.checkpoint.parent.parent.parent.glob("*/pytorch_model.bin"))  # of ckpts/<name>/
+    for weights in dict.fromkeys([*near, *beside]):
         if not (weights.parent / "config.yaml").is_file():
             continue
         try:
@@ -307,7 +230,7 @@ def _find_vocoder(folder: Path, found: Found) -> None:
             found.missing.append(f"vocoder: {weights.parent.name} is left out ({error})")
             continue
         found.vocoder = weights.parent
-        found.assumed.append(f"vocoder: {weights.parent.name}, which lies in the training folder")
+        found.assumed.append(f"vocoder: {weights.parent.name}, which lies with the training")
         return
 
 
@@ -378,9 +301,12 @@ def case_text(found: Found, name: str, language: str | None = None, place: Path 
     lines += [f"  {line('samples', found.samples)}"] if found.samples else []
     lines += [
         "inference:  # what you run; defaults are those of f5-tts 1.1.22",
-        f"  {line('arch', found.options)}  # assumed, what the shapes say: put here what you really pass",
+        f"  {line('arch', found.options)}  # what the shapes say: put here what you really pass",
+        "  weights: ema",
+        "  front_end: pinyin",
+        "  assumed: [arch, weights, front_end]  # nobody stated these: take out what you have checked",
+        "prompts:",
     ]
-    lines += ["  weights: ema", "  front_end: pinyin", "prompts:"]
     recordings = ("ref_audio", "gen_audio")
     prompts = [{key: named(Path(value)) if key in recordings else value for key, value in p.items()} for p in found.prompts]
     lines += [f"  - {json.dumps(prompt, ensure_ascii=False)}" for prompt in prompts]
@@ -401,7 +327,12 @@ def report(folder: Path, out: Path, language: str | None = None, prompts: int = 
         raise CaseError(f"{out} exists already", next_step="choose another --out")
     found = explore(folder.expanduser().resolve(), prompts=prompts)
     place = out.expanduser().absolute().parent.resolve()
-    write_text(out, case_text(found, name_of(found.checkpoint.parent), language, place))
+    text = case_text(found, name_of(found.checkpoint.parent), language, place)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CaseError("a path below the training folder is no UTF-8, which a case file is", next_step="rename it") from error
+    write_text(out, text)
     return {
         "written": str(out), "checkpoint": str(found.checkpoint), "base": str(found.base or "none"),
         "data": str(found.data or "none"), "front_end": found.front_end or "not known", "prompts": len(found.prompts),

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from f5lab import checkpoints, schedules
 from f5lab.checkpoints import Checkpoint
 from f5lab.errors import CheckpointError, LabError
-from f5lab.weights import diffs
+from f5lab.weights import diffs, pairs
 from f5lab.weights.diffs import Comparison
 from f5lab.weights.stored_scans import base_slot, scan_checkpoint, weights_of
 
@@ -292,7 +292,7 @@ def _judge_with_base(overall: diffs.Sums) -> list[SlotNotice]:
     if overall.base_between:
         says = "the EMA lies on the other side of the base than the raw weights: the base is not what training started from, but a later snapshot of it"
         notices.append(SlotNotice("base-too-late", says))
-    elif overall.vv > overall.uu:
+    elif overall.exchanged:
         ratio = float(np.sqrt(overall.vv / overall.uu)) if overall.uu else float("inf")
         says = "an EMA lags behind the raw weights, so the slots look exchanged (or this is not the base)"
         notices.append(SlotNotice("raw-ema-swapped", f"the EMA is {ratio:.1f} times as far from the base as raw: {says}"))
@@ -419,15 +419,17 @@ def _percent(value: float | None) -> str | None:
 
 def report(a: str | FilePath, b: str | FilePath | None = None) -> dict[str, Any]:
     """Return raw against EMA of one checkpoint (and both against the base `b`), or `a` against `b` where `a` holds one
-    set of weights; JSON-able; what ``f5lab diff`` shows.
+    set of weights, or set against set where both hold two; JSON-able; what ``f5lab diff`` shows.
 
     Raises
     ------
     CheckpointError
         A file cannot be opened, or there is nothing to compare.
     """
-    second = checkpoints.open_checkpoint(b) if b is not None else None
-    found = study(checkpoints.open_checkpoint(a), second)
+    first, second = checkpoints.open_checkpoint(a), checkpoints.open_checkpoint(b) if b is not None else None
+    if second is not None and len(first.slots) == len(second.slots) == 2:
+        return pairs.report(first, second)
+    found = study(first, second)
     if found.comparison is None:
         raise CheckpointError(found.compared, next_step="pass a second checkpoint, or the trainer's full model_*.pt")
     comparison, overall = found.comparison, found.comparison.overall
@@ -435,7 +437,7 @@ def report(a: str | FilePath, b: str | FilePath | None = None) -> dict[str, Any]
         "a": str(found.checkpoint.path),
         "b": str(second.path) if second is not None else None,
         "compared": found.compared,
-        "identical": overall.dd == 0 and not overall.left_out and not (comparison.reshaped or comparison.cut_rows or comparison.only_a or comparison.only_b),
+        "identical": comparison.identical,
         "base_share": asdict(found.share) | {"gap": found.share.gap} if found.share is not None else None,
         "notices": [asdict(notice) for notice in found.notices],
         "only_in_a": list(comparison.only_a),

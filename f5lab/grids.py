@@ -250,7 +250,9 @@ def conclusion(found: Sequence[Change], field: str, measured: str = CER) -> dict
         reason = f"the {measured} is undefined here" if alone else f"no other {AXES[field]} was measured alone"
         return {"verdict": "inconclusive", "limitation": reason}
     largest = max(tried, key=lambda c: (c.judgement == "beyond the seeds", abs(c.difference.mean)))
-    if largest.judgement == "beyond the seeds":
+    if measured == COST:  # counted, not sampled
+        verdict, limitation = "supported" if largest.difference.mean else "refuted", ""
+    elif largest.judgement == "beyond the seeds":
         verdict, limitation = "supported", ""
     elif any(c.judgement != "cannot be told" for c in tried):
         verdict, limitation = (

@@ -231,8 +231,8 @@ def listen(exam: Exam, suspicions: Iterable[Suspicion], *, most_prompts: int | N
             if len(causes) == 1:  # repairing the one cause is the whole repair
                 repaired[item.id], broken[item.id] = whole, whole
                 continue
-            repaired[item.id] = _compare(booth, item.id, given, alone, pairs)
-            broken[item.id] = _compare(booth, item.id, left, right, pairs)
+            repaired[item.id] = _compare(booth, item.id, given, alone, pairs, "repaired alone")
+            broken[item.id] = _compare(booth, item.id, left, right, pairs, "alone left")
         except LabError as error:
             logger.warning("%s was not heard: %s", item.id, error)
     bars.stage("hearing the real recordings")
@@ -293,8 +293,8 @@ def _pairs(prompts: Sequence[Prompt]) -> list[Pair]:
     return [(prompt, seed) for seed in range(PAIRS) for prompt in fit][:PAIRS]
 
 
-def _compare(booth: Booth, name: str, before: Recipe, after: Recipe, pairs: Sequence[Pair]) -> Comparison:
-    bars.stage(f"speaking and hearing: {'everything repaired' if name == 'all' else name}")
+def _compare(booth: Booth, name: str, before: Recipe, after: Recipe, pairs: Sequence[Pair], how: str = "") -> Comparison:
+    bars.stage(f"speaking and hearing: {'everything repaired' if name == 'all' else f'{name} {how}'}")
     return Comparison(name, *(tuple(booth.scored(recipe, pairs)) for recipe in (before, after)))
 
 

@@ -13,6 +13,7 @@ import io
 import shutil
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
+import soundfile
 import torch
 
 from f5lab import remedies
@@ -322,7 +324,25 @@ def load_weights(
     return model.eval()
 
 
-GIVE_VOCODER = "give vocoder.path a folder that holds it"
+def pieces(prepared: Path, ref_text: str, text: str, speed: float = 1.0) -> list[str]:
+    """Return the pieces in which ``infer_process`` speaks a text, each by a call of the sampler; a short text is one.
+
+    Parameters
+    ----------
+    prepared : Path
+        The reference as `prepare_reference` leaves it, with its text.
+
+    References
+    ----------
+    ``infer_process`` in ``f5_tts/infer/utils_infer.py``.
+    """
+    seconds = soundfile.info(prepared).duration
+    most = int(len(ref_text.encode()) / seconds * (22 - seconds) * speed)
+    with quiet():
+        return upstream().utils_infer.chunk_text(text, max_chars=most)
+
+
+GIVE_VOCODER = "give vocoder.path (--vocoder) a folder that holds it"
 _not_downloaded: dict[str, str] = {}
 
 
@@ -346,7 +366,8 @@ def load_vocoder(vocoder: Vocoder, device: str = "cpu") -> torch.nn.Module:
     except (OSError, RuntimeError, ImportError, UnboundLocalError) as error:
         if remedies.is_machine(error) and vocoder.path is not None:
             raise
-        says = f"vocoder {vocoder.name} ({vocoder.path or 'download'}) could not be loaded ({str(error).splitlines()[0][:200]})"
+        reason = textwrap.shorten(str(error).splitlines()[0], 300, placeholder=" …")
+        says = f"vocoder {vocoder.name} ({vocoder.path or 'download'}) could not be loaded ({reason})"
         if vocoder.path is None:
             _not_downloaded[vocoder.name] = says
         raise ModelError(says, next_step=GIVE_VOCODER) from error

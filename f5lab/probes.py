@@ -169,6 +169,18 @@ class Probe:
         """Return the velocity of an item [shape=(times, n, d)]; `model` stands in for the hypothesis's own."""
         return self._forward(hypothesis, number, draw, model)[0]
 
+    def is_finite(self, hypothesis: Hypothesis) -> bool:
+        """Return whether the velocity of the first item is finite everywhere, in one forward pass.
+
+        Raises
+        ------
+        ModelError
+            As `loss`.
+        RuntimeError
+            The device lacks an operation in the hypothesis's precision.
+        """
+        return bool(torch.isfinite(self.velocity(hypothesis, 0)).all())
+
     def _item_loss(self, hypothesis: Hypothesis, number: int, draw: int) -> float:
         v, flow, start = self._forward(hypothesis, number, draw)
         self.forwards += 1

@@ -126,7 +126,10 @@ class Training(_Spec):
 
 
 class Inference(_Spec):
-    """What is run and fails; defaults are those of ``f5_tts.infer.utils_infer`` 1.1.22."""
+    """What is run and fails; defaults are those of ``f5_tts.infer.utils_infer`` 1.1.22.
+
+    `assumed` names settings of this block that nobody stated: a cause that rests on one of them is named with less confidence.
+    """
 
     arch: Arch | None = None
     vocab: Path | None = None
@@ -139,6 +142,14 @@ class Inference(_Spec):
     sway_sampling_coef: float | None = Field(default=-1.0, ge=-1000, le=1000)
     speed: float = Field(default=1.0, ge=0.01, le=100)
     fix_duration: float | None = Field(default=None, gt=0, le=10_000)
+    assumed: tuple[str, ...] = ()
+
+    @field_validator("assumed")
+    @classmethod
+    def _settings(cls, assumed: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := set(assumed) - (set(cls.model_fields) - {"assumed"}):
+            raise ValueError(f"no settings of inference: {', '.join(sorted(unknown))}")
+        return assumed
 
 
 class Prompt(_Spec):

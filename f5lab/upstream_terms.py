@@ -6,9 +6,32 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
+
+from f5lab.specs import Inference
 
 _OPTIONS = ("nfe_step", "cfg_strength", "sway_sampling_coef", "speed", "fix_duration")
 _RAW = "utils_infer.convert_char_to_pinyin = lambda texts, **_: [list(text) for text in texts]"
+
+
+def split(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a case file's ``inference:`` block takes as it stands, and what is changed elsewhere or said in words.
+
+    Examples
+    --------
+    >>> split({"front_end": "raw", "ref_text": "what the reference says"})
+    ({'front_end': 'raw'}, {'ref_text': 'what the reference says'})
+    """
+    taken = {key: value for key, value in settings.items() if _is_taken(key, value)}
+    return taken, {key: value for key, value in settings.items() if key not in taken}
+
+
+def _is_taken(key: str, value: Any) -> bool:
+    try:
+        Inference.model_validate({key: value})
+    except ValidationError:
+        return False
+    return True
 
 
 def lines(settings: Mapping[str, Any]) -> str:

@@ -205,8 +205,8 @@ def markdown(verdict: Verdict, findings: Mapping[str, str] | None = None, beside
         if cause.effect is not None:
             lines.append(f"   - {markdown_text(cause.effect.text)}")
         lines += [f"   - {markdown_text(known.get(name, name))}" for name in cause.evidence]
-        if cause.fix.settings:
-            lines.append(f"   - case file, `inference:` {markdown_code(upstream_terms.in_one_line(cause.fix.settings))}")
+        for label, part in zip(("case file, `inference:`", "to change:"), upstream_terms.split(cause.fix.settings), strict=True):
+            lines += [f"   - {label} {markdown_code(upstream_terms.in_one_line(part))}"] if part else []
         lines += [f"   - F5-TTS, {place}: {markdown_code(text)}" for place, text in upstream_terms.places(cause.fix.settings)]
     for note in beside:
         lines += ["", markdown_text(note)]

@@ -12,7 +12,7 @@ import torch
 from datasets.arrow_writer import ArrowWriter
 from ema_pytorch import EMA
 
-from f5lab import discovery, models, paths
+from f5lab import discovery, models, paths, training_sets
 from f5lab.errors import CaseError
 from f5lab.specimen import finetuning, specimens
 from f5lab.specimen.curricula import Clip
@@ -206,7 +206,7 @@ def test_odd_rows_are_left_out(folder: Path) -> None:
             good | {"audio_path": "x" * 5000},
         ],
     )
-    assert len(discovery.read_rows(data / "raw.arrow")) == 3
+    assert len(training_sets.read_rows(data / "raw.arrow")) == 3
     assert discovery.explore(folder).prompts == []
 
 

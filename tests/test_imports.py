@@ -19,7 +19,7 @@ LAYERS = [
     },
     {"models", "asr", "whisper_weights", "speakers", "opinions", "graphs"},
     {
-        "samplers", "batches", "oracles", "cycles", "voices", "discovery", "specimen",
+        "samplers", "batches", "oracles", "cycles", "voices", "discovery", "training_sets", "specimen",
         "probes", "parity", "faults", "listening", "diagnosis", "planted", "bundles", "bundle_speech", "spellings",
         "inside", "grids", "blends", "scale", "blind_listening",
     },

@@ -69,6 +69,8 @@ class Tally:
                 f"Exact binomial p = {score.p:.2g}, {tail}; {score.hits} of {score.n} trials in {_count(len(self.finished), 'session')}"
                 f" over {_count(len(items), 'pair')} of clips, loudness matched. Trials on one pair say little about other texts."
             )
+            if len(self.finished) > 1:
+                parts.append("It holds where the number of sessions was settled before the first: whoever stops when p pleases is fooled more often.")
         elif not self.contest.matches:
             parts.append("Both sides are the same sound in every pair: there is nothing to choose between.")
         else:

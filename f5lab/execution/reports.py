@@ -185,7 +185,7 @@ def _verdict_view(
         "headline": verdict.headline,
         "notes": beside,
         "causes": [
-            {"cause": cause, "title": catalogue.title_of(cause.id), "settings": _settings_text(cause),
+            {"cause": cause, "title": catalogue.title_of(cause.id), **_settings_texts(cause),
              "upstream": upstream_terms.lines(cause.fix.settings)[:SETTINGS_CHARACTERS],
              "claims": [(name, claims.get(name, ""), _best_link(by_id.get(name))) for name in cause.evidence]}
             for cause in verdict.causes
@@ -239,8 +239,13 @@ def maintainer_markdown(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _settings_text(cause: Cause) -> str:
-    return yaml.safe_dump(cause.fix.settings, sort_keys=False)[:SETTINGS_CHARACTERS] if cause.fix.settings else ""
+def _settings_texts(cause: Cause) -> dict[str, str]:
+    """Return as YAML what stands in a case file's ``inference:`` block, and what is changed elsewhere."""
+    parts = upstream_terms.split(cause.fix.settings)
+    return {
+        name: yaml.safe_dump(part, sort_keys=False, allow_unicode=True)[:SETTINGS_CHARACTERS] if part else ""
+        for name, part in zip(("settings", "elsewhere"), parts, strict=True)
+    }
 
 
 def _by_question(rows: Iterable[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:

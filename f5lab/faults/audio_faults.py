@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import librosa
 import numpy as np
 import soundfile as sf
 from pydub import AudioSegment
@@ -34,6 +35,8 @@ WIDE_HZ = 10_000
 """Recordings whose band ends below this fit better at any rate that fills it, and a vocoder of full-band speech fails on them."""
 HARMLESS = 0.1
 """A vocoder that costs the recordings less CER than this is not named."""
+NOISY_DB = -35.0
+"""Recordings whose quietest twentieth is louder than this, against their loudest, have no pauses or lie in noise."""
 VOCODER_EXCESS = 2.2
 """A vocoder is wrong when its mel error is this many times that of Griffin-Lim."""
 
@@ -154,7 +157,9 @@ def detect_rate_label(exam: Exam) -> list[Suspicion]:
     items = [
         item for item in exam.references if item.wave.seconds <= LONGEST_REFERENCE_S and item.wave.rms >= QUIET_RMS
     ]
-    if not items or exam.truth.problem:
+    if exam.truth.problem:
+        return unknown("sample-rate-mislabelled", exam.truth.problem, exam.truth.needs)
+    if not items:
         return unknown(
             "sample-rate-mislabelled", "No reference to try.", "a reference with its text, below 12 s and not silent"
         )
@@ -251,6 +256,9 @@ def detect_vocoder(exam: Exam) -> list[Suspicion]:
     if band < WIDE_HZ:
         return unknown("vocoder-wrong", f"{claim} The recordings end at {band:.0f} Hz: a vocoder of full-band speech may fail on them.",
                        f"a recording with speech up to {WIDE_HZ} Hz")  # fmt: skip
+    if all(_floor_db(wave) > NOISY_DB for wave, _ in loud):
+        return unknown("vocoder-wrong", f"{claim} The recordings are never quiet: noise that a vocoder of speech does not make may be all of it.",
+                       "clean recordings with pauses")  # fmt: skip
     try:
         rates = [metrics.cer(text, exam.hear(wave)).value for wave, text in _widest_with_texts(exam)]
         after = [metrics.cer(text, exam.hear(cycle.wave)).value for (_, text), (cycle, _) in zip(loud, pairs, strict=True)]
@@ -265,6 +273,13 @@ def detect_vocoder(exam: Exam) -> list[Suspicion]:
         return unknown("vocoder-wrong", says, "clean recordings without long silence")
     return [cause("vocoder-wrong", claim, 0.95 if rates else 0.8, min(1.0, ratio / 4), **numbers, factors=("vocoder",),
                   settings={"vocoder": "the weights that belong to this mel type"})]  # fmt: skip
+
+
+def _floor_db(wave: Wave) -> float:
+    """Return how far a recording's quietest twentieth lies below its loudest, in dB: about -25 in plain noise, below -55 in clean speech."""
+    levels = librosa.feature.rms(y=wave.samples, frame_length=1024, hop_length=256)[0]
+    quiet, loud = np.percentile(levels, [5, 95])
+    return float(20 * np.log10(max(quiet, 1e-9) / max(loud, 1e-9)))
 
 
 def _widest(exam: Exam) -> list[Wave]:

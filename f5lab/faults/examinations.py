@@ -23,6 +23,8 @@ from f5lab.weights import architectures
 
 Outcome = Literal["cause", "refuted", "unknown"]
 LOSS = "flow-matching loss, share unexplained"
+ASSUMED = 0.6
+"""The most confidence in a cause that rests on what the case does not say: upstream's default is taken."""
 LEAST_S = 0.25
 """A shorter recording is none of a text."""
 
@@ -143,6 +145,12 @@ class Exam:
     def shapes(self) -> architectures.Implied:
         """The architecture as far as shapes show it."""
         return architectures.implied(self.checkpoint.weights(self.checkpoint.slots[0]))
+
+    @property
+    def assumed(self) -> frozenset[str]:
+        """Settings of inference that nobody stated, as fields of ``inference:``."""
+        unsaid = {"arch"} if self.case.inference.arch is None else set()
+        return frozenset(unsaid | set(self.case.inference.assumed))
 
     @cached_property
     def inference(self) -> Recipe:

@@ -34,6 +34,13 @@ def _spoken_s(wave: Wave) -> float:
     return len(kept) / wave.rate_hz
 
 
+def pieces(prompt: Prompt, recipe: Recipe) -> list[str]:
+    """Return the pieces in which upstream speaks a prompt's text; the text itself where the reference says nothing."""
+    if not prompt.ref_text.strip():
+        return [prompt.gen_text]
+    return models.pieces(*models.prepare_reference(prompt.ref_audio, prompt.ref_text), prompt.gen_text, recipe.speed) or [prompt.gen_text]
+
+
 def timing(prompt: Prompt, recipe: Recipe) -> Timing | None:
     """Return a prompt's timing; None where the reference is too quiet, too long or has no text.
 

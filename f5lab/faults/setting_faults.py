@@ -3,7 +3,7 @@
 from f5lab import models, remedies
 from f5lab.errors import CaseError, CheckpointError, ModelError
 from f5lab.faults import factors
-from f5lab.faults.examinations import Exam, Suspicion, cause, refuted, unknown
+from f5lab.faults.examinations import ASSUMED, Exam, Suspicion, cause, refuted, unknown
 from f5lab.probes import Hypothesis
 from f5lab.specs import Inference, Recipe
 
@@ -36,16 +36,9 @@ def detect_options(exam: Exam) -> list[Suspicion]:
     claim = f"Inference builds {words}; no tensor shape shows it and nothing is raised."
     if exam.case.training.arch is not None and truth.known["arch"] == "inferred":
         claim += " The case states otherwise about training, and the weights contradict it."
-    if exam.case.inference.arch is None:
-        claim = f"The weights were trained with other options than a constructor assumes that is not told ({words})."
     broken = {**truth.recipe.arch, **{key: wrong[key] for key in keys}}
     more = exam.cost({"arch": broken})
     known = 0.99 if truth.known["arch"] == "stated" else 0.95
-    if exam.case.inference.arch is None:
-        known, more["limitation"] = (
-            0.6,
-            "The case does not say what inference builds; this is the constructor's default.",
-        )
     rest = refuted([f for f in ARCH_FAULTS if f != name], f"Exactly {' and '.join(keys)} differ.")
     return [cause(name, claim, known, max(0.3 * len(hidden), more.pop("severity", 0.0)), factors=tuple(hidden),
                   settings={"arch": {key: right[key] for key in keys}}, **more), *rest]  # fmt: skip
@@ -87,10 +80,12 @@ def detect_precision(exam: Exam) -> list[Suspicion]:
     """Try the precision that inference runs in: values that are not finite, and a rotary phase that bfloat16 ruins."""
     precision = models.pick_precision(exam.inference.precision, exam.device)
     names = ("precision-bf16-cast", "precision-fp16-nan")
+    if precision == "fp32" and exam.inference.precision == "auto" and not exam.device.startswith("cuda"):
+        return [*refuted(names[0], "Inference runs in float32 or float16."), *_elsewhere_in_fp16(exam)]
     if precision == "fp32":
         return refuted(names, "Inference runs in float32.")
     if exam.truth.problem:
-        return unknown(names, exam.truth.problem, "a recording with its text")
+        return unknown(names, exam.truth.problem, exam.truth.needs)
     finite = _runs_finite(exam, exam.truth.recipe.but(precision=precision))
     if finite is False:
         claim = f"In {precision} the model's output is not finite; in float32 it is."
@@ -106,6 +101,25 @@ def detect_precision(exam: Exam) -> list[Suspicion]:
     claim = "The whole model is cast to bfloat16, the rotary frequencies included: 2 rad of phase error at frame 1000."
     return [cause("precision-bf16-cast", claim, 0.9, max(0.2, more.pop("severity", 0.0)), factors=("precision",),
                   settings={"precision": "fp32"}, **more), *refuted(names[1], "Every value is finite.")]  # fmt: skip
+
+
+def _elsewhere_in_fp16(exam: Exam) -> list[Suspicion]:
+    """Try on one recording what inference would run in on a GPU: which device it runs on a case does not say."""
+    name, needs = "precision-fp16-nan", "a run with --device cuda"
+    if exam.truth.problem:
+        return unknown(name, f"{exam.truth.problem}: float16, which upstream takes on a GPU, was not tried.", exam.truth.needs)
+    try:
+        finite = {kind: exam.probe.is_finite(Hypothesis(exam.truth.recipe.but(precision=kind))) for kind in ("fp32", "fp16")}
+    except (RuntimeError, ModelError) as error:
+        if remedies.is_machine(error):
+            raise
+        return unknown(name, "This device cannot run the model in float16, which upstream takes on a GPU.", needs)
+    if not finite["fp32"]:
+        return unknown(name, "The model's output is not finite in float32 either.", "weights whose output is finite")
+    if finite["fp16"]:
+        return refuted(name, "Every value is finite, in float32 and in float16, which upstream takes on a GPU.")
+    claim = "On a GPU upstream runs in float16, in which the model's output is not finite; in float32, as on this device, it is."
+    return [cause(name, claim, ASSUMED, 1.0, settings={"precision": "fp32"}, limitation="The case does not say on which device inference runs.")]
 
 
 def _runs_finite(exam: Exam, recipe: Recipe) -> bool | None:
@@ -136,7 +150,9 @@ def detect_sampler(exam: Exam) -> list[Suspicion]:
     if recipe.nfe_step < LEAST_STEPS:
         odd["nfe_step"] = recipe.nfe_step
     if not odd:
-        return refuted("cfg-or-sway-off", f"Guidance {recipe.cfg_strength}, sway {recipe.sway_sampling_coef}.")
+        own = (recipe.cfg_strength, recipe.sway_sampling_coef) == (defaults["cfg_strength"].default, defaults["sway_sampling_coef"].default)
+        says = ", upstream's defaults" if own else ""
+        return refuted("cfg-or-sway-off", f"Guidance {recipe.cfg_strength}, sway {recipe.sway_sampling_coef}{says}.")
     words = ", ".join(f"{name} is {value}" for name, value in odd.items())
     claim = f"{words}; upstream's defaults are guidance 2, sway -1, 32 steps."
     return [cause("cfg-or-sway-off", claim, 0.9, 0.5, factors=tuple(odd),

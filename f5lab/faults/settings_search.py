@@ -16,11 +16,11 @@ from typing import Any
 
 from f5lab import models, probes, vocabs
 from f5lab.checkpoints import Checkpoint
-from f5lab.discovery import read_rows
 from f5lab.errors import LabError, ModelError, VocabError
 from f5lab.paths import cache_dir, write_text
 from f5lab.probes import Gate, Hypothesis, Probe
 from f5lab.specs import Case, FrontEnd, Recipe
+from f5lab.training_sets import read_rows, stored_front_end
 from f5lab.weights import anatomy
 from f5lab.weights.architectures import TEXT_EMBEDDING
 
@@ -48,8 +48,8 @@ class Truth:
         What the text is worth to the weights; None where nothing could be probed.
     steps : tuple of dict
         Every hypothesis that was scored, as table rows.
-    problem : str
-        Why nothing could be inferred; empty when something could.
+    problem, needs : str
+        Why nothing could be inferred, and what would help; empty when something could.
     """
 
     recipe: Recipe
@@ -57,6 +57,7 @@ class Truth:
     gate: Gate | None = None
     steps: tuple[dict[str, Any], ...] = ()
     problem: str = ""
+    needs: str = ""
 
     @property
     def identifiable(self) -> bool:
@@ -140,17 +141,10 @@ class Search:
 
 
 def dataset_front_end(case: Case) -> FrontEnd | None:
-    """Return the front end that the dataset's stored texts show: plain strings are raw; token lists that only pinyin makes.
-
-    None without a dataset, or where its texts come out alike by both.
-    """
+    """Return the front end that the dataset's stored texts show; None without a dataset, or where they come out alike by both."""
     if case.training.dataset is None:
         return None
-    texts = [row["text"] for row in read_rows(case.training.dataset)]
-    if texts and all(isinstance(text, str) for text in texts):
-        return "raw"
-    lists = [[str(token) for token in text] for text in texts if not isinstance(text, str)]
-    return "pinyin" if any(len(token) > 1 for tokens in lists for token in tokens) else None
+    return stored_front_end(read_rows(case.training.dataset))
 
 
 def find_truth(
@@ -174,7 +168,7 @@ def find_truth(
     try:
         search = Search(stated, probe())
     except LabError as error:
-        return Truth(stated, known, problem=str(error))
+        return Truth(stated, known, problem=str(error), needs="a recording of half a second or more with its text")
     slots = {slot: search.but(weights=slot) for slot in checkpoint.slots}
     search.step("weights", slots)
     if base is not None:
@@ -190,7 +184,7 @@ def find_truth(
     try:
         gate = probes.text_gate(search.probe, search.current)
     except LabError as error:
-        return Truth(stated, known, steps=tuple(search.steps), problem=str(error))
+        return Truth(stated, known, steps=tuple(search.steps), problem=str(error), needs="weights that fit the model, and whose output is finite")
     if not gate.passed:
         return Truth(stated.but(weights=search.current.recipe.weights), known, gate=gate, steps=tuple(search.steps))
     known |= dict.fromkeys(search.changed, "inferred")

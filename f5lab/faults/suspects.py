@@ -3,6 +3,7 @@
 Where one of them is found guilty after all, it is reported as unknown, with what would settle it.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -31,6 +32,8 @@ def detect_accelerate(exam: Exam) -> list[Suspicion]:
     if unwrapped is model and largest == 0:
         claim = f"prepare() and unwrap_model() return the same module, and its velocity on {item.id} does not change by a bit."
         return refuted("accelerate", claim, value=0.0, unit="largest change of the velocity", n=1)
+    if not math.isfinite(largest):
+        return unknown("accelerate", "The model's output is not finite, with or without Accelerate.", "weights whose output is finite")
     return unknown(
         "accelerate", f"After prepare() and unwrap_model() the velocity differs by up to {largest:.2g}.",
         "the same case without Accelerate, in fp32",

@@ -9,13 +9,13 @@ import numpy as np
 
 from f5lab import models, vocabs
 from f5lab.audio import load_wave
-from f5lab.discovery import read_rows
 from f5lab.errors import LabError, VocabError
 from f5lab.faults import prompt_timing
 from f5lab.faults.examinations import Exam, Suspicion, cause, refuted, span, unknown
 from f5lab.models import SHORT_BYTES
 from f5lab.probes import FEW_ITEMS, Hypothesis
 from f5lab.specs import Prompt
+from f5lab.training_sets import read_rows
 from f5lab.vocabs import Vocab, VocabComparison
 
 VOCAB_FAULTS = ("vocab-permuted", "vocab-off-by-one", "vocab-re-extended", "vocab-damage")
@@ -66,7 +66,8 @@ def _same_vocab(exam: Exam, found: VocabComparison, given: Vocab) -> list[Suspic
         says = truth.problem or "Dropping the text does not raise the loss: with this vocab the text explains nothing."
         return unknown(VOCAB_FAULTS, says, "the vocab.txt of the training data, or base and base_vocab; and clear recordings")
     if found.verdict == "same-bytes":
-        says = "Training and inference use the same vocab, byte for byte."
+        one = exam.case.training.vocab is None or exam.case.inference.vocab is None
+        says = "One vocab file stands for training and inference." if one else "Training and inference use the same vocab, byte for byte."
     elif found.harmless:
         says = f"The two vocabs map every symbol alike ({found.verdict})."
     else:
@@ -146,14 +147,17 @@ def detect_front_end(exam: Exam) -> list[Suspicion]:
     changed = [t for t, (a, b) in zip(exam.texts, pairs) if [str(x) for x in a] != [str(x) for x in b]]
     if trained == given or not changed:
         how = truth.known["front_end"]
-        same = f"as trained ({how})" if trained == given and how != "assumed" else "and every front end splits these texts alike"
+        known = trained == given and how != "assumed"
+        same = f"as trained ({how})" if known else "and every front end splits these texts alike"
         if trained == given and truth.known["front_end"] == "assumed" and _splits_matter(exam):
             return unknown(
                 "front-end-pinyin", "The trained front end is not known.", "training.front_end, or training.dataset"
             )
+        if not known and "front_end" in exam.assumed:
+            return unknown("front-end-pinyin", f"Inference uses the {given} front end, {same}.", "a text that fails, with letters such as é or 汉")
         return refuted(
             "front-end-pinyin", f"Inference uses the {given} front end, {same}.", value=0.0, unit="texts", n=len(pairs),
-            limitation="" if trained == given and how != "assumed" else "Of this case's texts; others may be split apart.",
+            limitation="" if known else "Of this case's texts; others may be split apart.",
         )  # fmt: skip
     claim = f"Inference splits {len(changed)} of {len(pairs)} texts by {given}, the weights learned {trained}{_examples(pairs)}."
     more: dict[str, Any] = {"value": len(changed) / len(pairs), "unit": "share of texts", "n": len(pairs)}
@@ -264,13 +268,19 @@ def detect_length(exam: Exam) -> list[Suspicion]:
     """Look for texts that upstream slows down, and for durations that do not fit the words."""
     prompts = exam.case.prompts
     fixed = exam.inference.fix_duration is not None  # upstream's short-text rule does not apply then
-    short = [p for p in prompts if len(p.gen_text.encode()) < SHORT_BYTES and not fixed]
+    spoken = {p.id: prompt_timing.pieces(p, exam.inference) for p in prompts}
+    slow = {name: [piece for piece in found if len(piece.encode()) < SHORT_BYTES] for name, found in spoken.items() if not fixed}
+    short = [p for p in prompts if slow.get(p.id)]
     found = refuted(
-        "short-text-speed", f"Every text has {SHORT_BYTES} bytes or more.", value=0.0, unit="texts", n=len(prompts)
-    )
+        "short-text-speed", f"Every text, and every piece that is spoken by itself, has {SHORT_BYTES} bytes or more.",
+        value=0.0, unit="texts", n=len(prompts),
+    )  # fmt: skip
     if short:
-        claim = f"{len(short)} of {len(prompts)} texts are below {SHORT_BYTES} bytes and get speed 0.3: {short[0].gen_text!r}."
-        found = [cause("short-text-speed", claim, 0.95, 0.6 * len(short) / len(prompts), value=len(short) / len(prompts),
+        first = slow[short[0].id][0]
+        what = "texts are" if first == short[0].gen_text.strip() else "texts are spoken in pieces of which one is"
+        claim = f"{len(short)} of {len(prompts)} {what} below {SHORT_BYTES} bytes and gets speed 0.3: {first!r}."
+        share = sum(len("".join(slow[p.id]).encode()) / len(p.gen_text.encode()) for p in short) / len(prompts)
+        found = [cause("short-text-speed", claim, 0.95, min(0.6, 0.6 * share), value=len(short) / len(prompts),
                        unit="share of texts", n=len(prompts), settings={"fix_duration": "reference + expected seconds"},
                        factors=("duration",))]  # fmt: skip
     if fixed:

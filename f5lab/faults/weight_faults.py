@@ -36,7 +36,7 @@ def detect_ema(exam: Exam) -> list[Suspicion]:
     if "raw-in-ema-slot" not in named:
         found += refuted("raw-in-ema-slot", "The EMA slot carries ema_pytorch's prefix and step, or the file has none.")
     found += _training(exam, named)
-    if named & {*EMA_FAULTS, "scratch-by-accident", "lr-dead"}:
+    if {item.id for item in found if item.outcome == "cause"} & {*EMA_FAULTS, "scratch-by-accident", "lr-dead"}:
         return found
     if exam.inference.weights != "ema" or set(exam.checkpoint.slots) != {"raw", "ema"}:
         why = f"Inference loads {exam.inference.weights}; the file holds {' and '.join(exam.checkpoint.slots)}."
@@ -68,6 +68,9 @@ def _slot_faults(exam: Exam, notices: Mapping[str, str]) -> list[Suspicion]:
     first = next((name for name in order if name in notices), None)
     if first is None:
         return []
+    if first == "scratch-by-accident" and (exam.truth.problem or exam.truth.identifiable):
+        says = "the text explains what they speak" if exam.truth.identifiable else "nothing was tried that would tell"
+        return unknown(first, f"{_sentence(notices[first])[:-1]}; {says}.", "base: the very file that training started from, or none")
     severity = {"raw-in-ema-slot": 0.05, "raw-ema-swapped": 0.3, "ema-frozen": 0.5}.get(first, 0.9)
     settings = {"weights": "raw"} if first in ("ema-frozen", "ema-uninitialised", "raw-ema-swapped") else {}
     factors = ("weights",) if settings else ()
@@ -133,7 +136,7 @@ def _lag(exam: Exam) -> list[Suspicion]:
     except LabError as error:
         return unknown(EMA_FAULTS[:2], f"EMA and raw could not be compared: {error}", "a recording with its text")
     if exam.truth.problem:
-        return unknown(EMA_FAULTS[:2], exam.truth.problem, "a recording with its text")
+        return unknown(EMA_FAULTS[:2], exam.truth.problem, exam.truth.needs)
     if exam.truth.gate is not None and not exam.truth.gate.passed:  # which weights explain music better says nothing of speech
         return unknown(EMA_FAULTS[:2], "The text explains nothing of these recordings.", "clear recordings with their right texts")
     rest = refuted(
@@ -229,8 +232,15 @@ def _broken_tensors(exam: Exam, slot: Weights, tensors: Sequence[anatomy.TensorF
         if facts.state == "not finite":
             found.append(f"{facts.name} holds {facts.nan} NaN and {facts.inf} infinite values")
         elif facts.name.endswith("weight") and len(facts.shape) > 1 and not fresh and facts.zero_share > 0.2:
-            found.append(f"{facts.zero_share:.0%} of {facts.name} is zero")
+            if facts.name != architectures.TEXT_EMBEDDING or not _is_zero_by_rows(exam.weights(slot)[facts.name]):
+                found.append(f"{facts.zero_share:.0%} of {facts.name} is zero")
     return found
+
+
+def _is_zero_by_rows(rows: torch.Tensor) -> bool:
+    """Return whether rows of symbols are zero as a whole and others are not: symbols that were added and never trained."""
+    empty = (rows == 0).all(1)
+    return bool(empty.any() and not empty.all() and (rows[~empty] != 0).all())
 
 
 def _grown(exam: Exam, facts: Mapping[Weights, Sequence[anatomy.TensorFacts]]) -> list[str]:
@@ -258,6 +268,7 @@ def _outliers(changes: Mapping[str, Sequence[tuple[str, float]]]) -> list[str]:
     for label, rows in changes.items():
         median = float(np.median([value for _, value in rows]))
         far = [(name, value) for name, value in rows if value > max(LEAST_MOVE, OUTLIER * median)]
+        far = [row for row in far if row[0] != architectures.TEXT_EMBEDDING or "base" not in label]  # begun anew for other symbols
         found += [f"{name} moved by {value:.2f} of its length ({label}; median {median:.3g})" for name, value in far]
     return found
 

@@ -38,13 +38,15 @@ _HANDLES_VOICE = re.compile(r"mel|wave|pitch|f0|spectr|clip|sample|audio", re.I)
 _QUOTED = re.compile("“[^”]*”")
 _HEARD = re.compile(r"heard: .*", re.S)
 _PART = r"[^\s/\"'<>|:*?`()\[\]{},;\\]+"
+_SPACED = r"[^\n/\"'<>|:*?`]+"
+"""Names of folders may hold spaces; where a path begins with no name of its own, what follows up to a slash is hidden with it."""
 _FOLDERS = [
     re.compile(r"file://[^\s\"'<>]*/"),
     re.compile(r"(?<![\w.~$:/<])/(?:home|Users|media|mnt|Volumes|root|srv)/(?:[^\n\"'<>|:*?`/]+/)+"),  # names of folders may hold spaces
     re.compile(rf"(?:(?<![\w.~$:/<])|(?<=\dm))/(?:{_PART}/)+"),
-    re.compile(rf"(?<![\w/])~/(?:{_PART}/)*"),
-    re.compile(rf"(?<![\w/])(?:\.\./)+(?:{_PART}/)*"),
-    re.compile(rf"\$CASE/(?:{_PART}/)*"),
+    re.compile(rf"(?<![\w/])~/(?:{_SPACED}/)*"),
+    re.compile(rf"(?<![\w/])(?:\.\./)+(?:{_SPACED}/)*"),
+    re.compile(rf"\$CASE/(?:{_SPACED}/)*"),
     re.compile(r"(?<!\w)[A-Za-z]:\\{1,2}(?:[^\\\n\"'<>|]+\\{1,2})+"),
     re.compile(r"\\{2,4}[\w.-]+\\{1,2}(?:[^\\\n\"'<>|]+\\{1,2})*"),
 ]

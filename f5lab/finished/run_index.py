@@ -43,6 +43,7 @@ def row(run: StoredRun, root: Path) -> dict[str, Any]:
         "status": record["status"],
         "failed": failed,
         "notebooks": len(record["notebooks"]),
+        "quick": record["settings"]["quick"],
         "findings": len(run.findings),
         "headline": run.headline,
         "healthy": run.verdict.healthy if run.verdict else None,

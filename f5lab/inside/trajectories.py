@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from f5lab import models
-from f5lab.audio import Wave, load_wave
+from f5lab.audio import Wave
 from f5lab.errors import CaseError, LabError, ModelError
 from f5lab.faults import factors
 from f5lab.models import HOP, RATE_HZ
@@ -184,11 +184,7 @@ def first_piece(prompt: Prompt, recipe: Recipe) -> Prompt:
     """
     if not prompt.ref_text.strip():
         return prompt  # refused when it is spoken: upstream would guess what the reference says
-    path, ref_text = models.prepare_reference(prompt.ref_audio, prompt.ref_text)
-    seconds = load_wave(path).seconds
-    most = int(len(ref_text.encode()) / seconds * (22 - seconds) * recipe.speed)
-    with models.quiet():
-        pieces = models.upstream().utils_infer.chunk_text(prompt.gen_text, max_chars=most)
+    pieces = models.pieces(*models.prepare_reference(prompt.ref_audio, prompt.ref_text), prompt.gen_text, recipe.speed)
     if len(pieces) <= 1:
         return prompt
     return prompt.model_copy(update={"gen_text": pieces[0], "gen_audio": None})

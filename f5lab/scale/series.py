@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from f5lab import checkpoints, discovery, models, oracles, probes, provenance
+from f5lab import checkpoints, discovery, models, oracles, probes, provenance, training_sets
 from f5lab.checkpoints import Checkpoint
 from f5lab.errors import CaseError, LabError
 from f5lab.paths import write_text
@@ -261,7 +261,7 @@ def _heard_in_training(case: Case, items: int, limit: int) -> list[str]:
         return [
             "Whether training has seen the probe's recordings is not known: on those that it has, later updates look better."
         ]
-    rows = discovery.read_rows(case.training.dataset)
+    rows = training_sets.at_hand(training_sets.read_rows(case.training.dataset), case.training.dataset.parent)
     seen = {Path(row["audio_path"]).resolve() for row in rows}
     known = sum((p.gen_audio or p.ref_audio).resolve() in seen for p in prompts)
     if not known:

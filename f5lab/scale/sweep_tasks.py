@@ -6,7 +6,7 @@ it out refuses, instead of filing a row under the wrong name.
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def expand(sweep: Sweep, *, device: str, threads: int) -> Iterator[dict[str, Any
     AsrError
         A case's recordings are in another language than it states, or in none that can be told.
     """
-    for case, checkpoint in find_cases(sweep):
+    for case, checkpoint, also in _without_copies(find_cases(sweep)):
         language = case.language
         if "cer" in sweep.measures:
             language = oracles.transcriber(case, sweep.asr, models.pick_device(device)).language
@@ -56,7 +56,17 @@ def expand(sweep: Sweep, *, device: str, threads: int) -> Iterator[dict[str, Any
                         "prompt": prompt.model_dump(mode="json"), "seed": seed, "measures": list(sweep.measures),
                         "asr": sweep.asr, "device": device, "threads": threads, "checkpoint_sha256": _content(str(recipe.checkpoint)),
                     }  # fmt: skip
-                    yield told | {"key": content_key(told)}
+                    yield told | {"key": content_key(told), "also": also}
+
+
+def _without_copies(found: Iterable[tuple[Case, Path]]) -> Iterator[tuple[Case, Path, list[str]]]:
+    """Yield each different checkpoint of each case once, with the names of its copies: ``model_last.pt`` is often one."""
+    kept: dict[tuple[str, str | None], tuple[Case, Path, list[str]]] = {}
+    for case, checkpoint in found:
+        _, first, also = kept.setdefault((case.name, _content(str(checkpoint))), (case, checkpoint, []))
+        if checkpoint != first:
+            also.append(checkpoint.name)
+    yield from kept.values()
 
 
 def recipe_of(case: Case, checkpoint: Path, settings: Settings) -> Recipe:

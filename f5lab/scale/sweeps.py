@@ -133,7 +133,7 @@ def _engine(
 def _names(tasks: Iterable[dict[str, Any]]) -> dict[str, str]:
     """Return how each checkpoint is named, by its digest: folder and file, marked where two share them."""
     named = {
-        told["checkpoint_sha256"]: "/".join(Path(told["recipe"]["checkpoint"]).parts[-2:])
+        told["checkpoint_sha256"]: " = ".join(["/".join(Path(told["recipe"]["checkpoint"]).parts[-2:]), *told.get("also", ())])
         for told in reversed(list(tasks))
     }
     twice = {name for name, count in Counter(named.values()).items() if count > 1}

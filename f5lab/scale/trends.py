@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from f5lab.plots import PALETTE
-from f5lab.statistics import Estimate, cluster_mean, geometric_mean, paired_difference, paired_ratio
+from f5lab.statistics import DIFFERENCE, SHARE, Estimate, cluster_mean, geometric_mean, paired_difference, paired_ratio
 
 FEW_GROUPS = 3
 """With fewer recordings than this, noise draws are resampled instead, as the probe does."""
@@ -89,7 +90,6 @@ class Choice:
             text += " There is nothing to compare it with."
         return text
 
-
     def _span(self, worse: Estimate) -> str:
         scale, unit = (100, " %") if self.ratios else (1, "")
         mean = f"{scale * worse.mean:+.2g}{unit}"
@@ -121,6 +121,8 @@ def choose(
     if not arrays:
         return None
     average, compare = (geometric_mean, paired_ratio) if ratios else (cluster_mean, paired_difference)
+    if measure == "CER":
+        average, compare = partial(cluster_mean, within=SHARE), partial(paired_difference, within=DIFFERENCE)
     flat, labels, of_draws = _flattened(arrays, groups, ratios)
     best = min(flat, key=lambda name: average(flat[name], labels).mean)
     twins = tuple(n for n, values in arrays.items() if n != best and np.array_equal(values, arrays[best]))

@@ -224,7 +224,7 @@ def untouched_rows(checkpoint: Checkpoint, slot: Weights, base: Mapping[str, Ten
         return _row_test("raw-ema", _collinear(rows, other), limit, found)
     limit = (
         "one set of weights and no optimizer: trained rows keep about the norm of N(0, 1) that all rows start with, "
-        "so the norm alone decides nothing; give the base"
+        "so the norm alone decides nothing; a comparison with the base does (base: in a case file)"
     )
     return RowTest("none", (), limit=limit, **found)
 

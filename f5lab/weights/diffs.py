@@ -93,6 +93,12 @@ class Comparison:
         """All tensors together."""
         return sum((row.sums for row in self.rows), Sums())
 
+    @property
+    def identical(self) -> bool:
+        """Whether both hold the same tensors with the same values, none of which was left out."""
+        differs = self.reshaped or self.cut_rows or self.only_a or self.only_b
+        return not (self.overall.dd or self.overall.left_out or differs)
+
     def by(self, key: Callable[[TensorDiff], Any]) -> dict[Any, Sums]:
         """Return the sums of the groups that `key` makes, in file order."""
         groups: dict[Any, Sums] = {}

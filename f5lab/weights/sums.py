@@ -12,6 +12,9 @@ def vector_cosine(dot: float, first: float, second: float) -> float | None:
     """Return dot / sqrt(first * second), the cosine of two vectors from their dot product and squared lengths."""
     return max(-1.0, min(1.0, dot / math.sqrt(first * second))) if first and second else None
 
+EQUAL = 1.02
+"""How many times as far from the base an EMA may be as the raw weights it follows: rounding alone makes it a little farther."""
+
 
 @dataclass(frozen=True)
 class Sums:
@@ -63,6 +66,11 @@ class Sums:
     def base_between(self) -> bool:
         """Whether the base lies between E and R, nearer to R: no start of a training, but a later snapshot of it."""
         return self.vv > self.uu and self.uv < 0
+
+    @property
+    def exchanged(self) -> bool:
+        """Whether E is farther from the base than R, by more than rounding an equal one makes it: an EMA lags behind."""
+        return self.vv > EQUAL**2 * self.uu
 
     @property
     def moved(self) -> float | None:
