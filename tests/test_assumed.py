@@ -325,8 +325,9 @@ def test_noise_is_no_fault_of_the_vocoder() -> None:
 
 def test_folders_with_spaces_are_hidden(tmp_path: Path) -> None:
     run = runs.open_run(write_run(tmp_path / "run"))
+    run.record["case"]["path"] = "../../Maria Silva 100%41 #x/case.yaml"
     hide = redaction.Redactor(run, redaction.wishes("paths")).text
-    for said in ("../../Maria Silva 100%41 #x/case.yaml", "~/Maria Silva/case.yaml", "$CASE/Maria Silva/a.wav"):
+    for said in ("../../Maria Silva 100%41 #x/case.yaml", "~/Maria Silva 100%41 #x/case.yaml", "$CASE/Maria Silva 100%41 #x/b/a.wav"):
         assert "Maria" not in hide(f"case: {said}") and Path(said).name in hide(f"case: {said}")
 
 

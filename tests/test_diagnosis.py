@@ -14,6 +14,7 @@ from f5lab.paths import sha256_file
 from f5lab.planted import plants
 from f5lab.specs import Case, Prompt, Vocoder, load_case
 from f5lab.statistics import cluster_mean
+from f5lab.verdicts import UNHEARD
 
 DATA = paths.data_dir()
 HEALTHY = DATA / "cases" / "ptbr-repaired" / "case.yaml"
@@ -38,7 +39,7 @@ def test_the_bundled_case_has_its_two_causes_first_and_the_suspects_refuted(bund
     ruled_out = {"vocab-permuted", "vocab-off-by-one", "vocoder-wrong", "mel-type", "ema-lag-inherited"}
     assert ruled_out | {"accelerate", "mel-cycle"} <= {r.id for r in verdict.refuted}
     named = {c.id for c in verdict.causes} | {r.id for r in verdict.refuted} | {u.id for u in verdict.unknown}
-    assert named == ENTRIES
+    assert named == ENTRIES | {UNHEARD}
     assert not verdict.healthy and all(u.needs for u in verdict.unknown)
 
 
@@ -49,12 +50,13 @@ def test_every_claim_rests_on_a_recorded_finding(bundled: diagnosis.Diagnosis, t
         json.loads(line)["id"] for line in (tmp_path / "findings" / "06.jsonl").read_text(encoding="utf-8").splitlines()
     }
     cited = {e for part in (bundled.verdict.causes, bundled.verdict.refuted) for item in part for e in item.evidence}
-    assert cited <= known and len(known) == len(ENTRIES)
+    assert cited <= known and known == {f"06-{name}" for name in ENTRIES | {UNHEARD}}
 
 
 def test_the_repaired_case_is_healthy() -> None:
     found = diagnosis.diagnose(load_case(HEALTHY), device="cpu", listen=False, limit=4)
-    assert found.verdict.healthy and not found.verdict.causes
+    assert not found.verdict.causes and not found.verdict.healthy  # nobody listened
+    assert diagnosis.conclude(load_case(HEALTHY), [s for s in found.suspicions if s.id != UNHEARD]).healthy
 
 
 def loose(**changes: object) -> Case:
@@ -73,7 +75,7 @@ def test_hidden_options_are_inferred_from_one_clip() -> None:
     assert (recipe.arch.get("text_mask_padding"), recipe.arch.get("pe_attn_head")) == (False, 1)
     (named,) = [s for s in diagnosis.examine(exam) if s.outcome == "cause"]
     assert named.id == "arch-flags-v0-as-v1" and named.confidence == 0.6
-    assert "does not say" in named.limitation, "nobody said what inference builds"
+    assert "does not state inference's arch" in named.claim
 
 
 def test_options_are_not_guessed_where_the_text_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,18 +38,6 @@ _HANDLES_VOICE = re.compile(r"mel|wave|pitch|f0|spectr|clip|sample|audio", re.I)
 _QUOTED = re.compile("“[^”]*”")
 _HEARD = re.compile(r"heard: .*", re.S)
 _PART = r"[^\s/\"'<>|:*?`()\[\]{},;\\]+"
-_SPACED = r"[^\n/\"'<>|:*?`]+"
-"""Names of folders may hold spaces; where a path begins with no name of its own, what follows up to a slash is hidden with it."""
-_FOLDERS = [
-    re.compile(r"file://[^\s\"'<>]*/"),
-    re.compile(r"(?<![\w.~$:/<])/(?:home|Users|media|mnt|Volumes|root|srv)/(?:[^\n\"'<>|:*?`/]+/)+"),  # names of folders may hold spaces
-    re.compile(rf"(?:(?<![\w.~$:/<])|(?<=\dm))/(?:{_PART}/)+"),
-    re.compile(rf"(?<![\w/])~/(?:{_SPACED}/)*"),
-    re.compile(rf"(?<![\w/])(?:\.\./)+(?:{_SPACED}/)*"),
-    re.compile(rf"\$CASE/(?:{_SPACED}/)*"),
-    re.compile(r"(?<!\w)[A-Za-z]:\\{1,2}(?:[^\\\n\"'<>|]+\\{1,2})+"),
-    re.compile(r"\\{2,4}[\w.-]+\\{1,2}(?:[^\\\n\"'<>|]+\\{1,2})*"),
-]
 _HOME = re.compile(r"(?:/home/|/Users/|\\Users\\)([\w.@+-]+)")
 _MAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+\w")
 _PRIVATE = re.compile(
@@ -253,6 +241,21 @@ def _text_hider(texts: Iterable[str]) -> Callable[[str], str]:
     return lambda text: _QUOTED.sub(f"“{HIDDEN}”", found.sub(HIDDEN, unicodedata.normalize("NFC", text)))
 
 
+def _folders(known: Iterable[str]) -> list[re.Pattern[str]]:
+    """Return what folders look like in a text; of those whose names hold spaces or brackets the names have to be `known`."""
+    part = "|".join([*map(re.escape, sorted(known, key=len, reverse=True)), _PART])
+    return [
+        re.compile(r"file://[^\s\"'<>]*/"),
+        re.compile(r"(?<![\w.~$:/<])/(?:home|Users|media|mnt|Volumes|root|srv)/(?:[^\n\"'<>|:*?`/]+/)+"),  # names of folders may hold spaces
+        re.compile(rf"(?:(?<![\w.~$:/<])|(?<=\dm))/(?:(?:{part})/)+"),
+        re.compile(rf"(?<![\w/])~/(?:(?:{part})/)*"),
+        re.compile(rf"(?<![\w/])(?:\.\./)+(?:(?:{part})/)*"),
+        re.compile(rf"\$CASE/(?:(?:{part})/)*"),
+        re.compile(r"(?<!\w)[A-Za-z]:\\{1,2}(?:[^\\\n\"'<>|]+\\{1,2})+"),
+        re.compile(r"\\{2,4}[\w.-]+\\{1,2}(?:[^\\\n\"'<>|]+\\{1,2})*"),
+    ]
+
+
 def _machine_hider(run: StoredRun, wanted: frozenset[str]) -> Callable[[str], str]:
     """Return a function that hides folders, names, addresses, and with voices the names of the recordings."""
     people = _people(run)
@@ -263,11 +266,13 @@ def _machine_hider(run: StoredRun, wanted: frozenset[str]) -> Callable[[str], st
         if "voices" in wanted and file["label"].startswith("prompts."):
             files[parts[-1]] = file["label"] + Path(parts[-1]).suffix
         files["/".join(parts[-2:])] = files.get(parts[-1], parts[-1])
+    places = [file["path"] for file in (run.record["case"], *run.record["files"])]
+    folders = _folders({part for place in places for part in re.split(r"[/\\]", place)[:-1] if not re.fullmatch(rf"(?:{_PART})?", part)})
     hide_files, hide_names = privacy.hider(files, whole_words=True), privacy.hider(names, whole_words=True)
 
     def hide(text: str) -> str:
         text = hide_files(text)
-        for pattern in _FOLDERS:
+        for pattern in folders:
             text = pattern.sub("…/", text)
         return _PRIVATE.sub(HIDDEN, _MAIL.sub(HIDDEN, hide_names(text)))
 
