@@ -79,16 +79,17 @@ def reduce_blocks(
     for start in range(0, a.size, _BLOCK):
         stop = min(start + _BLOCK, a.size)
         x, y, q = a[start:stop], b[start:stop], p[start:stop]
-        top = _widen(x.view(np.int32), extremes[0])
-        if counted:
-            _count(x.view(np.uint32), top, counts[0], lanes, a[stop : stop + _BLOCK], p[:0])
         if arrays == 1:
+            top = _widen(x.view(np.int32), extremes[0])
+            if counted:
+                _count(x.view(np.uint32), top, counts[0], lanes, a[stop : stop + _BLOCK], p[:0])
             sums[0], sums[1] = _add_energy(x, sums[0], sums[1])
             continue
-        top = _widen(y.view(np.int32), extremes[1])
+        top, other, step = _widen_pair(x, y, extremes)
+        largest = max(largest, step)
         if counted:
-            _count(y.view(np.uint32), top, counts[1], lanes, b[stop : stop + _BLOCK], p[stop : stop + _BLOCK])
-        largest = max(largest, _largest_step(x, y))
+            _count(x.view(np.uint32), top, counts[0], lanes, a[stop : stop + _BLOCK], p[:0])
+            _count(y.view(np.uint32), other, counts[1], lanes, b[stop : stop + _BLOCK], p[stop : stop + _BLOCK])
         if arrays == 2:
             _add_pair(x, y, sums)
         else:
@@ -116,6 +117,27 @@ def _widen(bits, extremes):  # type: ignore[no-untyped-def]
         signed = max(signed, v)
         high = max(high, np.uint32(v))
         low = min(low, np.uint32(v))
+    return _widened(signed, high, low, extremes)
+
+
+@numba.njit(nogil=True, cache=True)
+def _widen_pair(a, b, extremes):  # type: ignore[no-untyped-def]
+    """Widen the extremes of both; return their top exponents and the pattern of the largest |a - b|."""
+    x, y = a.view(np.int32), b.view(np.int32)
+    signed, high, low = np.int32(-2147483648), np.uint32(0), np.uint32(0xFFFFFFFF)
+    signed_b, high_b, low_b = signed, high, low
+    largest = np.int32(0)
+    for i in range(a.size):
+        u, v = x[i], y[i]
+        signed, signed_b = max(signed, u), max(signed_b, v)
+        high, high_b = max(high, np.uint32(u)), max(high_b, np.uint32(v))
+        low, low_b = min(low, np.uint32(u)), min(low_b, np.uint32(v))
+        largest = max(largest, np.int32(np.float32(a[i] - b[i]).view(np.int32) & np.int32(0x7FFFFFFF)))
+    return _widened(signed, high, low, extremes[0]), _widened(signed_b, high_b, low_b, extremes[1]), np.int64(largest)
+
+
+@numba.njit(nogil=True, cache=True)
+def _widened(signed, high, low, extremes):  # type: ignore[no-untyped-def]
     extremes[0] = max(extremes[0], np.int64(signed))
     extremes[1] = max(extremes[1], np.int64(high))
     extremes[2] = min(extremes[2], np.int64(low))
@@ -172,34 +194,51 @@ def _count_group(values, edge, even, odd, even_far, odd_far):  # type: ignore[no
 @numba.njit(nogil=True, cache=True)
 def _move_rare(values, top, table):  # type: ignore[no-untyped-def]
     """Count what is more than 15 below `top` for its exponent, and no more for the one of the far ones that is equal modulo 8."""
-    for i in range(values.size):
-        exponent = np.int64((values[i] & _EXPONENT) >> np.uint32(23))
-        if exponent < top - 15:
-            table[exponent] += 1
-            table[exponent + (top - 8 - exponent) // 8 * 8] -= 1
+    least, found, place = np.uint32((top - 15) << 23), np.uint32(0), np.uint32(0)
+    for i in range(_GROUP):
+        if values[i] & _SIZE < least:
+            found = np.uint32(found + np.uint32(1))
+            place = np.uint32(place + np.uint32(i))
+    if found == 1:  # as a rule
+        _move(values[place], top, table)
+        return
+    for i in range(_GROUP):
+        if values[i] & _SIZE < least:
+            _move(values[i], top, table)
+
+
+@numba.njit(nogil=True, cache=True)
+def _move(value, top, table):  # type: ignore[no-untyped-def]
+    exponent = np.int64((value & _EXPONENT) >> np.uint32(23))
+    table[exponent] += 1
+    table[exponent + (top - 8 - exponent) // 8 * 8] -= 1
 
 
 @numba.njit(nogil=True, cache=True)
 def _add_bytes(counted, far, top, odd, table):  # type: ignore[no-untyped-def]
-    """Add the bytes of all lanes to the table: of even exponents, or of odd ones."""
-    for k in range(4):
-        shift, both, below = np.uint32(8 * k), np.int64(0), np.int64(0)
-        for i in range(_LANES):
-            both += np.int64((counted[i] >> shift) & np.uint32(255))
-            below += np.int64((far[i] >> shift) & np.uint32(255))
-        exponent = top - (top - 2 * k - odd) % 8
-        if exponent >= 0:
-            table[exponent] += both - below
-        if exponent >= 8:
-            table[exponent - 8] += below
+    """Add the bytes of all lanes to the table: of even exponents, or of odd ones. Two bytes are summed in one number."""
+    pair, half, byte = np.uint32(0x00FF00FF), np.uint32(16), np.uint32(8)
+    first, second, first_far, second_far = np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0)
+    for i in range(_LANES):
+        first = np.uint32(first + (counted[i] & pair))
+        second = np.uint32(second + ((counted[i] >> byte) & pair))
+        first_far = np.uint32(first_far + (far[i] & pair))
+        second_far = np.uint32(second_far + ((far[i] >> byte) & pair))
+    low = np.uint32(0xFFFF)
+    _add_exponent(first & low, first_far & low, top, odd, table)
+    _add_exponent(second & low, second_far & low, top, 2 + odd, table)
+    _add_exponent(first >> half, first_far >> half, top, 4 + odd, table)
+    _add_exponent(second >> half, second_far >> half, top, 6 + odd, table)
 
 
 @numba.njit(nogil=True, cache=True)
-def _largest_step(a, b):  # type: ignore[no-untyped-def]
-    largest = np.int32(0)
-    for i in range(a.size):
-        largest = max(largest, np.int32(np.float32(a[i] - b[i]).view(np.int32) & np.int32(0x7FFFFFFF)))
-    return np.int64(largest)
+def _add_exponent(both, below, top, modulo, table):  # type: ignore[no-untyped-def]
+    """Add what was counted of the highest exponent up to `top` that leaves `modulo`, and of the one 8 below it."""
+    exponent = top - (top - modulo) % 8
+    if exponent >= 0:
+        table[exponent] += np.int64(both) - np.int64(below)
+    if exponent >= 8:
+        table[exponent - 8] += np.int64(below)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FREE_ORDER)
