@@ -256,9 +256,6 @@ def detect_vocoder(exam: Exam) -> list[Suspicion]:
     if band < WIDE_HZ:
         return unknown("vocoder-wrong", f"{claim} The recordings end at {band:.0f} Hz: a vocoder of full-band speech may fail on them.",
                        f"a recording with speech up to {WIDE_HZ} Hz")  # fmt: skip
-    if all(_floor_db(wave) > NOISY_DB for wave, _ in loud):
-        return unknown("vocoder-wrong", f"{claim} The recordings are never quiet: noise that a vocoder of speech does not make may be all of it.",
-                       "clean recordings with pauses")  # fmt: skip
     try:
         rates = [metrics.cer(text, exam.hear(wave)).value for wave, text in _widest_with_texts(exam)]
         after = [metrics.cer(text, exam.hear(cycle.wave)).value for (_, text), (cycle, _) in zip(loud, pairs, strict=True)]
@@ -271,6 +268,9 @@ def detect_vocoder(exam: Exam) -> list[Suspicion]:
     if harm and float(np.mean(harm)) < HARMLESS:
         says = f"{claim} But what comes out of it is understood as well as before (CER {np.mean(harm):+.2f}): noise or silence may do that."
         return unknown("vocoder-wrong", says, "clean recordings without long silence")
+    if all(_floor_db(wave) > NOISY_DB for wave, _ in loud):
+        return unknown("vocoder-wrong", f"{claim} The recordings are never quiet: noise that a vocoder of speech does not make may be all of it.",
+                       "clean recordings with pauses")  # fmt: skip
     return [cause("vocoder-wrong", claim, 0.95 if rates else 0.8, min(1.0, ratio / 4), **numbers, factors=("vocoder",),
                   settings={"vocoder": "the weights that belong to this mel type"})]  # fmt: skip
 
