@@ -277,8 +277,9 @@ def detect_length(exam: Exam) -> list[Suspicion]:
     )  # fmt: skip
     if short:
         first = slow[short[0].id][0]
-        what = "texts are" if first == short[0].gen_text.strip() else "texts are spoken in pieces of which one is"
-        claim = f"{len(short)} of {len(prompts)} {what} below {SHORT_BYTES} bytes and gets speed 0.3: {first!r}."
+        whole = first == short[0].gen_text.strip()
+        what = f"are below {SHORT_BYTES} bytes and get" if whole else f"have a piece below {SHORT_BYTES} bytes that is spoken by itself and gets"
+        claim = f"{len(short)} of {len(prompts)} texts {what} speed 0.3: {first!r}."
         share = sum(len("".join(slow[p.id]).encode()) / len(p.gen_text.encode()) for p in short) / len(prompts)
         found = [cause("short-text-speed", claim, 0.95, min(0.6, 0.6 * share), value=len(short) / len(prompts),
                        unit="share of texts", n=len(prompts), settings={"fix_duration": "reference + expected seconds"},
