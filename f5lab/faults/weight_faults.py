@@ -21,6 +21,8 @@ recordings, where the interval covers noise only, and on single clips, for infer
 LEAST_SHARE = 0.1
 OUTLIER, LEAST_MOVE = 20.0, 0.5
 """A tensor is damaged when it moved this many times as far as the median one, and by half its own length."""
+EMPTY = 0.2
+"""A matrix is damaged when more than this share of it is zero."""
 GROWN = 5.0
 """A bias is damaged when it is this many times as large as the base's largest."""
 ROPE_RAD = 0.3
@@ -231,16 +233,16 @@ def _broken_tensors(exam: Exam, slot: Weights, tensors: Sequence[anatomy.TensorF
             continue  # no weight, and it can be made anew: see detect_rope
         if facts.state == "not finite":
             found.append(f"{facts.name} holds {facts.nan} NaN and {facts.inf} infinite values")
-        elif facts.name.endswith("weight") and len(facts.shape) > 1 and not fresh and facts.zero_share > 0.2:
+        elif facts.name.endswith("weight") and len(facts.shape) > 1 and not fresh and facts.zero_share > EMPTY:
             if facts.name != architectures.TEXT_EMBEDDING or not _is_zero_by_rows(exam.weights(slot)[facts.name]):
                 found.append(f"{facts.zero_share:.0%} of {facts.name} is zero")
     return found
 
 
 def _is_zero_by_rows(rows: torch.Tensor) -> bool:
-    """Return whether rows of symbols are zero as a whole and others are not: symbols that were added and never trained."""
-    empty = (rows == 0).all(1)
-    return bool(empty.any() and not empty.all() and (rows[~empty] != 0).all())
+    """Return whether rows of symbols, shape=(symbols, text_dim), are zero as a whole and the others are not: added, and never trained."""
+    filled = rows[(rows != 0).any(1)]
+    return len(filled) > 0 and float((filled == 0).float().mean()) <= EMPTY
 
 
 def _grown(exam: Exam, facts: Mapping[Weights, Sequence[anatomy.TensorFacts]]) -> list[str]:
