@@ -1,6 +1,6 @@
 """Anatomy and comparison of full-size checkpoints against merely reading their bytes, and against ``torch.load`` and a loop.
 
-``python benchmarks/static.py [--sizes 8MB … full] [--rounds 5] [--folder FOLDER]``. Every measurement is a fresh process, the page
+``python benchmarks/static.py [--sizes 8MB … full] [--rounds 12] [--folder FOLDER]``. Every measurement is a fresh process, the page
 cache warm unless said otherwise; its wall-clock and processor time and the peak of its anonymous memory are taken. Within a process, and in turns, so
 that whatever else the machine does hits all of them:
 
@@ -303,9 +303,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument(
-        "--rounds", type=int, default=6, help="of floor and pass; the first warms up and is not counted"
+        "--rounds", type=int, default=12, help="of floor and pass; the first warms up and is not counted"
     )
-    parser.add_argument("--command-rounds", type=int, default=3, help="of whole commands and of reads from disk, on the largest size")
+    parser.add_argument("--command-rounds", type=int, default=5, help="of whole commands and of reads from disk, on the largest size")
     parser.add_argument(
         "--folder", type=Path, help="where checkpoints are made, a folder a size; default: one that is removed"
     )

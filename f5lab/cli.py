@@ -141,6 +141,14 @@ def new(
     deliver(discovery.report(folder, out, language, prompts), json_file)
 
 
+def _examine_ahead(*files: Path | None) -> None:
+    """Have files examined in processes of their own while torch, which takes a second, is imported."""
+    from f5lab.untrusted import processes
+
+    for file in filter(None, files):
+        processes.read_ahead(str(file))
+
+
 @app.command()
 def inspect(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT")],
@@ -150,6 +158,7 @@ def inspect(
 ) -> None:
     """Say what is in a checkpoint, executing nothing: sections, tensors, architecture, and what no shape can show."""
     if stats:
+        _examine_ahead(checkpoint)
         from f5lab.weights import anatomy as reader
     else:
         from f5lab.weights import contents as reader
@@ -167,6 +176,7 @@ def diff(
 
     Where A holds one set, or B two as well, A is compared with B, set against set.
     """
+    _examine_ahead(a, b)
     from f5lab import ema
     from f5lab.weights import diffs
 

@@ -105,7 +105,7 @@ def start_limited(module: str, descriptor: int, *, site: bool = False, wall_s: f
 
 def read_ahead(path: str) -> None:
     """Begin to examine a file that is about to be opened, while what opens it is still being imported."""
-    if os.path.isfile(path) and os.access(path, os.R_OK):
+    if os.path.abspath(path) not in _ahead and os.path.isfile(path) and os.access(path, os.R_OK):
         _ahead[os.path.abspath(path)] = start_limited("file_reader", open_untrusted(path))
 
 
