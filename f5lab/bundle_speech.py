@@ -101,6 +101,10 @@ def mean_cer(checks: Sequence[Check]) -> float | None:
 def misheard(checks: Sequence[Check]) -> list[str]:
     """Return what is to be said of clips that were spoken and not understood."""
     mean = mean_cer(checks)
-    if mean is None or mean <= UNDERSTOOD:
+    if mean is None:
         return []
-    return [f"**Spoken, but not understood**: CER {mean:.2f} on average. Do not take this bundle for a repair; see f5lab diagnose."]
+    if mean > UNDERSTOOD:
+        return [f"**Spoken, but not understood**: CER {mean:.2f} on average. Do not take this bundle for a repair; see f5lab diagnose."]
+    lost = [check for check in checks if check.cer is not None and check.cer > UNDERSTOOD]
+    which = ", ".join(f"{check.prompt} (CER {check.cer:.2f})" for check in lost)
+    return [f"Understood on average, but {len(lost)} of {len(checks)} clips not: {which}. Listen to them."] if lost else []
