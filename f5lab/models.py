@@ -24,7 +24,7 @@ import numpy as np
 import soundfile
 import torch
 
-from f5lab import remedies
+from f5lab import provenance, remedies
 from f5lab.audio import Wave
 from f5lab.errors import ModelError, VocabError
 from f5lab.paths import existing_file
@@ -234,7 +234,13 @@ def read_vocab_map(vocab: Path, front_end: FrontEnd = "raw") -> tuple[dict[str, 
     """
     if front_end == "byte":
         return None, 256
-    existing_file(vocab, VocabError, "vocab", "pass the vocab.txt of the training data")
+    vocab = existing_file(vocab, VocabError, "vocab", "pass the vocab.txt of the training data")
+    char_map, size = _custom_map(vocab, provenance.identity(vocab))
+    return dict(char_map), size
+
+
+@functools.lru_cache(maxsize=8)
+def _custom_map(vocab: Path, _identity: str) -> tuple[dict[str, int], int]:
     try:
         char_map, size = upstream().get_tokenizer(str(vocab), "custom")
     except UnicodeDecodeError as error:

@@ -61,11 +61,11 @@ def sha256(path: Path, *, compute: bool = True) -> str | None:
     path = Path(path).resolve()
     if compute or path.stat().st_size < REMEMBER_BYTES:
         return _digest(path)
-    remembered = caches.read("sha256", _identity(path))
+    remembered = caches.read("sha256", identity(path))
     return remembered.decode("ascii") if remembered is not None else None
 
 
-def _identity(path: Path) -> str:
+def identity(path: Path) -> str:
     """Return what changes whenever a file's content does, short of reading it."""
     facts = path.stat()
     return f"{path}|{facts.st_size}|{facts.st_ino}|{facts.st_mtime_ns}|{facts.st_ctime_ns}"
@@ -74,7 +74,7 @@ def _identity(path: Path) -> str:
 def _digest(path: Path) -> str:
     if path.stat().st_size < REMEMBER_BYTES:
         return paths.sha256_file(path)
-    key = _identity(path)
+    key = identity(path)
     if (remembered := caches.read("sha256", key)) is not None:
         return remembered.decode("ascii")
     digest = paths.sha256_file(path)
