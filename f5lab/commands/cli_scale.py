@@ -123,7 +123,7 @@ def sweep(
     \b
     cases: \\[case.yaml]
     checkpoints: \\["ckpts/voz/model_*.pt"]   # left out: each case's own
-    recipes: {as it is: {}, as trained: {start: repaired}}
+    recipes: {as it is: {}, as trained: {start: repaired}}   # what training: leaves out is inferred by the probe
     grid: {weights: \\[raw, ema], nfe_step: \\[8, 16, 32], arch: \\[{}, {pe_attn_head: 1}]}
     prompts: 4                              # or ids; left out: all
     seeds: \\[0, 1]
@@ -147,7 +147,7 @@ def sweep(
     out = sweeps.write_parquet(outcome.rows, out)
     frame = sweeps.read(out)
     told = {"rows": len(outcome.rows), "computed": outcome.computed, "cached": outcome.cached, "seconds": outcome.seconds,
-            "engine": engine, "device": device, "out": str(out), "best": sweeps.conclude(frame), "notes": [], "failed": outcome.failed,
+            "engine": engine, "device": device, "out": str(out), "best": sweeps.conclude(frame), "notes": sweep_tasks.notes(tasks), "failed": outcome.failed,
             "recipes": sweeps.summarise(frame)}  # fmt: skip
     _deliver(told, told["recipes"], out, json_file)
     if outcome.failed:

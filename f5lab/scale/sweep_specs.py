@@ -30,7 +30,8 @@ class Settings(_Spec):
     """Changes to a case's recipe; what is left out stays as the case has it.
 
     `start` says which recipe is changed: what the case's inference does, the trainer's path, or the inference path with the
-    options as trained. `arch` is laid over that recipe's options, one by one.
+    options as trained; what a case does not state of the training is inferred by the probe. `arch` is laid over that
+    recipe's options, one by one.
     """
 
     start: Start | None = None
@@ -106,11 +107,11 @@ class Sweep(_Spec):
         return seeds
 
     @property
-    def combinations(self) -> list[tuple[str, Settings]]:
-        """Every named recipe with every point of the grid, in order; the grid wins over the recipe."""
+    def combinations(self) -> list[tuple[str, dict[str, Any], Settings]]:
+        """Every named recipe with every point of the grid, in order, and both together; the grid wins over the recipe."""
         points = [dict(zip(self.grid, values)) for values in itertools.product(*self.grid.values())]
         return [
-            (name, Settings.model_validate({**recipe.given, **point}))
+            (name, point, Settings.model_validate({**recipe.given, **point}))
             for name, recipe in self.recipes.items() for point in points
         ]  # fmt: skip
 

@@ -16,15 +16,19 @@ from f5lab import metrics, models, oracles, probes, provenance, samplers, speake
 from f5lab.asr import Transcriber
 from f5lab.audio import load_wave
 from f5lab.errors import CaseError, LabError, RunError
+from f5lab.paths import cache_dir
 from f5lab.probes import Hypothesis, Probe
 from f5lab.samplers import Sample, Studio
-from f5lab.scale.ledgers import digest
+from f5lab.scale.ledgers import Ledger, digest
+from f5lab.scale.series_rows import settings_of
 from f5lab.scale.sweep_specs import Measure, Settings, Sweep, find_cases
-from f5lab.specs import Case, Prompt, Recipe
+from f5lab.specs import Arch, Case, Prompt, Recipe
 from f5lab.whisper_weights import find_weights
 
 FORMAT = 1
 """Raised when what a task measures, or how, changes."""
+RECORDINGS = 8
+"""Most recordings that the probe is asked about for what a case does not state of the training."""
 VERSIONED = ("f5lab", "f5-tts", "torch", "torchaudio", "vocos", "openai-whisper", "resemblyzer")
 NULLABLE = ("sway_sampling_coef", "fix_duration")
 STARTS = {
@@ -42,21 +46,50 @@ def expand(sweep: Sweep, *, device: str, threads: int) -> Iterator[dict[str, Any
     AsrError
         A case's recordings are in another language than it states, or in none that can be told.
     """
+    informed: dict[str, tuple[Case, dict[str, str]]] = {}
     for case, checkpoint, also in _without_copies(find_cases(sweep)):
         language = case.language
         if "cer" in sweep.measures:
             language = oracles.transcriber(case, sweep.asr, models.pick_device(device)).language
-        for name, settings in sweep.combinations:
-            recipe = recipe_of(case, checkpoint, settings)
+        for name, point, settings in sweep.combinations:
+            begun, known = case, dict[str, str]()
+            if settings.start not in (None, "inference"):
+                begun, known = informed[case.name] = informed.get(case.name) or _informed(case, device)
+            recipe = recipe_of(begun, checkpoint, settings)
             for prompt in prompts_of(case, sweep):
                 for seed in sweep.seeds:
                     told = {
                         "case": case.name, "language": language, "recipe_name": name,
-                        "recipe": recipe.model_dump(mode="json"), "start": settings.start or "inference",
+                        "point": point, "known": known, "recipe": recipe.model_dump(mode="json"), "start": settings.start or "inference",
                         "prompt": prompt.model_dump(mode="json"), "seed": seed, "measures": list(sweep.measures),
                         "asr": sweep.asr, "device": device, "threads": threads, "checkpoint_sha256": _content(str(recipe.checkpoint)),
                     }  # fmt: skip
                     yield told | {"key": content_key(told), "also": also}
+
+
+def _informed(case: Case, device: str) -> tuple[Case, dict[str, str]]:
+    """Return the case with what it does not state of the training as the probe infers it, and how each is known.
+
+    It is asked once of a case's own checkpoint, and remembered: training settings do not change within a run.
+    """
+    if case.training.arch is not None and not case.training.arch.is_empty and case.training.front_end is not None:
+        return case, {"arch": "stated", "front_end": "stated"}
+    ledger = Ledger(cache_dir("sweep") / "as_trained.jsonl")
+    recipe, found = settings_of(case, ledger, device=device, recordings=RECORDINGS, draws=1)
+    arch = Arch.model_validate({"backbone": recipe.backbone, **recipe.arch})
+    told = case.training.model_copy(update={"arch": arch, "front_end": recipe.front_end})
+    return case.model_copy(update={"training": told}), found["known"]
+
+
+def notes(tasks: Iterable[dict[str, Any]]) -> list[str]:
+    """Return a sentence for each case whose training was inferred, or could not be, where recipes start from it."""
+    said = []
+    for case, known in {task["case"]: task["known"] for task in tasks if task["known"]}.items():
+        if inferred := [name for name, how in known.items() if how == "inferred"]:
+            said.append(f"{case}: not stated under training:, inferred by the probe: {', '.join(inferred)}.")
+        if assumed := [name for name, how in known.items() if how == "assumed"]:
+            said.append(f"{case}: neither stated under training: nor told by the probe, so “as trained” is as inference has it: {', '.join(assumed)}.")
+    return said
 
 
 def _without_copies(found: Iterable[tuple[Case, Path]]) -> Iterator[tuple[Case, Path, list[str]]]:

@@ -34,7 +34,7 @@ SETTINGS = ("start", "weights", "front_end", "mel_spec_type", "precision", "arch
 MEASURED = ("cer", "loss", "duration_ratio", "speaker_similarity", "cost_frames")
 SCHEMA = pa.schema([
     ("case", pa.string()), ("checkpoint", pa.string()), ("checkpoint_sha256", pa.string()), ("recipe", pa.string()),
-    ("start", pa.string()), ("path", pa.string()), ("weights", pa.string()), ("front_end", pa.string()),
+    ("point", pa.string()), ("start", pa.string()), ("path", pa.string()), ("weights", pa.string()), ("front_end", pa.string()),
     ("mel_spec_type", pa.string()), ("precision", pa.string()), ("arch", pa.string()), ("nfe_step", pa.int64()),
     ("cfg_strength", pa.float64()), ("sway_sampling_coef", pa.float64()), ("speed", pa.float64()),
     ("fix_duration", pa.float64()), ("prompt", pa.string()), ("text", pa.string()), ("reference", pa.string()), ("seed", pa.int64()), ("cer", pa.float64()),
@@ -143,7 +143,8 @@ def _names(tasks: Iterable[dict[str, Any]]) -> dict[str, str]:
 def _row(told: dict[str, Any], measured: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     recipe, sha256 = told["recipe"], told["checkpoint_sha256"]
     row = {name: recipe.get(name) for name in SCHEMA.names} | {
-        "case": told["case"], "checkpoint": names[sha256], "recipe": told["recipe_name"], "start": told["start"],
+        "case": told["case"], "checkpoint": names[sha256], "recipe": told["recipe_name"],
+        "point": json.dumps(told["point"]), "start": told["start"],
         "checkpoint_sha256": sha256, "arch": json.dumps(recipe["arch"], sort_keys=True),
         "prompt": told["prompt"]["id"], "text": told["prompt"]["gen_text"],
         "reference": Path(told["prompt"]["ref_audio"]).name, "seed": told["seed"], "key": told["key"], "notes": "", "problem": "",
@@ -199,7 +200,10 @@ def read(path: str | Path) -> pd.DataFrame:
     except pa.ArrowInvalid as error:
         raise RunError(f"{path} is no Parquet file ({str(error)[:120]})", next_step="run the sweep again") from error
     if missing := set(SCHEMA.names) - set(table.column_names):
-        raise RunError(f"{path} is not the result of a sweep; it lacks", offenders=missing)
+        raise RunError(
+            f"{path} is not the result of a sweep, or of an older one; it lacks", offenders=missing,
+            next_step="run the sweep again: what it computed is kept",
+        )  # fmt: skip
     return table.to_pandas()
 
 
@@ -241,8 +245,8 @@ def summarise(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if k not in empty} for r in listed]
 
 
-def _recipes(frame: pd.DataFrame, columns: list[str] | None = None) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    columns = columns or varying(frame) or ["recipe"]
+def _recipes(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    columns = varying(frame) or ["recipe"]
     for values, rows in frame.groupby(columns, sort=False, dropna=False):
         yield {c: None if pd.isna(v) else v for c, v in zip(columns, values)}, rows
 
@@ -250,16 +254,13 @@ def _recipes(frame: pd.DataFrame, columns: list[str] | None = None) -> Iterator[
 def best(frame: pd.DataFrame, measure: str = "cer") -> Choice | None:
     """Return the recipe with the lowest mean of a measure, and those that are not told apart from it.
 
-    Pairs share case, prompt and seed, so recipes are compared over all cases. Those that were not measured on every one
-    are left out; None when that leaves none. What differs between cases only does not tell recipes apart.
+    A recipe is what the sweep file names it, at one point of the grid: what it comes to may differ from case to case. Pairs
+    share case, prompt and seed, so recipes are compared over all cases. Those that were not measured on every one are left
+    out; None when that leaves none. A checkpoint that differs between cases only does not tell recipes apart.
     """
     candidates, groups = {}, None
-    full = frame.groupby(["case", "prompt", "seed"]).ngroups
-    within = [c for c in varying(frame) if c != "case" and (frame.groupby("case")[c].nunique(dropna=False) > 1).any()]
-    for values, rows in _recipes(frame, within or ["recipe"]):
-        rows = rows.sort_values(["case", "prompt", "seed"])
-        if rows[measure].notna().all() and len(rows) == full:
-            name = ", ".join(f"{k} {v}" for k, v in values.items())
+    for name, rows in _as_named(frame):
+        if _is_complete(rows, frame, measure):
             candidates[name], groups = (
                 rows[measure].astype(float).tolist(),
                 list(zip(rows["text"], rows["reference"])),  # the same material in two cases is no second prompt
@@ -267,9 +268,31 @@ def best(frame: pd.DataFrame, measure: str = "cer") -> Choice | None:
     return choose({"cer": "CER", "loss": "probe loss"}.get(measure, measure), candidates, groups, ratios=measure == "loss")
 
 
+def _as_named(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield each recipe of the sweep file at each point of its grid, over all cases in one order, with a name."""
+    apart = (frame.groupby("case")["checkpoint"].nunique() > 1).any()
+    columns = (["checkpoint"] if apart else []) + ["recipe", "point"]
+    for values, rows in frame.groupby(columns, sort=False):
+        told = dict(zip(columns, values))
+        point = json.loads(told.pop("point"))
+        if frame["recipe"].nunique() == 1 and (point or apart):
+            del told["recipe"]
+        yield ", ".join(f"{k} {v}" for k, v in (told | point).items()), rows.sort_values(["case", "prompt", "seed"])
+
+
+def _is_complete(rows: pd.DataFrame, frame: pd.DataFrame, measure: str) -> bool:
+    return bool(rows[measure].notna().all() and len(rows) == frame.groupby(["case", "prompt", "seed"]).ngroups)
+
+
 def conclude(frame: pd.DataFrame) -> list[str]:
     """Return the best recipe by CER and by probe loss in sentences, each where it was measured on every prompt and seed."""
-    return [choice.says for measure in ("cer", "loss") if (choice := best(frame, measure)) is not None]
+    said = []
+    for measure in ("cer", "loss"):
+        if (choice := best(frame, measure)) is not None:
+            left = [name for name, rows in _as_named(frame) if not _is_complete(rows, frame, measure)]
+            more = f" Left out, not measured on every prompt and seed: {'; '.join(left)}." if left else ""
+            said.append(choice.says + more)
+    return said
 
 
 def plot(
