@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from f5lab import checkpoints, schedules
 from f5lab.checkpoints import Checkpoint
 from f5lab.errors import CheckpointError, LabError
-from f5lab.weights import diffs, pairs
+from f5lab.weights import diffs, pairs, slots
 from f5lab.weights.diffs import Comparison
 from f5lab.weights.stored_scans import base_slot, scan_checkpoint, weights_of
 
@@ -196,14 +196,6 @@ class BaseShare:
         return None if self.measured is None or self.expected is None else self.measured - self.expected
 
 
-@dataclass(frozen=True)
-class SlotNotice:
-    """Something about the slots of a checkpoint that explains bad speech: a stable id, and what was seen."""
-
-    id: str
-    says: str
-
-
 def base_share(
     checkpoint: Checkpoint, comparison: Comparison | None = None, base: Checkpoint | None = None
 ) -> BaseShare:
@@ -246,6 +238,9 @@ def base_share(
     if overall is not None and overall.base_between:
         alpha = None
         limits.append("the base lies between EMA and raw weights, so training did not start from it: the share is not measured")
+    elif overall is not None and overall.strayed:
+        alpha = None
+        limits.append("the EMA did not come the raw weights' way from the base: what is measured along it is no share")
     return BaseShare(
         step_before=before,
         updates=updates,
@@ -258,65 +253,6 @@ def base_share(
         schedule="the file's scheduler" if rates is not None else "taken as constant",
         limits=tuple(limits),
     )
-
-
-def judge_slots(checkpoint: Checkpoint, comparison: Comparison | None = None) -> list[SlotNotice]:
-    """Say which weights are where they should not be, or are not what their label says.
-
-    Without a base a plain exchange of the two slots cannot be seen: raw and EMA differ, and that is all.
-    """
-    notices = []
-    if "ema" in checkpoint.slots and checkpoints.EMA_PREFIX not in checkpoint.prefixes["ema"]:
-        if checkpoint.ema_step is None:
-            says = (
-                "EMA slot without ema_model. prefix and step: prune_checkpoint(save_ema=False) puts raw weights there"
-            )
-            notices.append(SlotNotice("raw-in-ema-slot", says))
-    if checkpoint.initted is False or (checkpoint.ema_step == 0 and checkpoint.update):
-        says = f"initted {checkpoint.initted}, step {checkpoint.ema_step} at update {checkpoint.update}"
-        notices.append(SlotNotice("ema-uninitialised", f"the EMA was never filled ({says})"))
-    if comparison is None:
-        return notices
-    overall = comparison.overall
-    if overall.dd == 0 and not overall.left_out:
-        notices.append(SlotNotice("slots-equal", "raw and EMA are the same, to the last bit"))
-    if comparison.has_base:
-        notices += _judge_with_base(overall)
-    return notices
-
-
-def _judge_with_base(overall: diffs.Sums) -> list[SlotNotice]:
-    notices = []
-    if overall.uu and overall.vv == 0:
-        notices.append(SlotNotice("ema-frozen", "the EMA equals the base exactly although the raw weights moved"))
-    if overall.base_between:
-        says = "the EMA lies on the other side of the base than the raw weights: the base is not what training started from, but a later snapshot of it"
-        notices.append(SlotNotice("base-too-late", says))
-    elif overall.exchanged:
-        ratio = float(np.sqrt(overall.vv / overall.uu)) if overall.uu else float("inf")
-        says = "an EMA lags behind the raw weights, so the slots look exchanged (or this is not the base)"
-        notices.append(SlotNotice("raw-ema-swapped", f"the EMA is {ratio:.1f} times as far from the base as raw: {says}"))
-    if overall.moved is not None and overall.moved < 1e-5:
-        notices.append(SlotNotice("lr-dead", f"raw weights moved by {overall.moved:.1g} of their length: nothing learned"))
-    similar = diffs.vector_cosine((overall.aa + overall.pp - overall.uu) / 2, overall.aa, overall.pp)
-    if similar is not None and similar < 0.3:
-        says = f"cosine of raw with the base is {similar:.2f}: not a fine-tune of this base (near 1 expected), or base names another model's"
-        notices.append(SlotNotice("scratch-by-accident", says))
-    return notices
-
-
-def _judge_one(slot: str, overall: diffs.Sums) -> list[SlotNotice]:
-    """Judge one set of weights against the base's, with no second one to tell what happened."""
-    if overall.left_out or not overall.n:
-        return []
-    moved = overall.relative_l2 or 0.0
-    if overall.dd == 0 or moved < 1e-5:
-        how = "the base's, to the last bit" if overall.dd == 0 else f"{moved:.1g} of their length from the base"
-        return [SlotNotice("lr-dead", f"the {slot} weights are {how}: nothing learned" + (", or an EMA that never moved" if slot == "ema" else ""))]
-    if overall.cosine is not None and overall.cosine < 0.3:
-        says = f"cosine of {slot} with the base is {overall.cosine:.2f}: not a fine-tune of this base (near 1 expected), or base names another model's"
-        return [SlotNotice("scratch-by-accident", says)]
-    return []
 
 
 def choose_base(base: Checkpoint) -> dict[str, Any]:
@@ -336,7 +272,7 @@ class Study:
     compared: str
     comparison: Comparison | None
     share: BaseShare | None
-    notices: tuple[SlotNotice, ...]
+    notices: tuple[slots.SlotNotice, ...]
 
     @property
     def has_both(self) -> bool:
@@ -349,15 +285,15 @@ def study(checkpoint: Checkpoint, base: Checkpoint | None = None) -> Study:
     slot = checkpoint.slots[0]
     if len(checkpoint.slots) == 1 and base is None:
         reason = f"{checkpoint.path.name} holds {slot} weights only: nothing to compare"
-        return Study(checkpoint, base, reason, None, None, tuple(judge_slots(checkpoint)))
+        return Study(checkpoint, base, reason, None, None, tuple(slots.judge_slots(checkpoint)))
     found = scan_checkpoint(checkpoint, base)
     comparison = diffs.comparison_of(found.scan, *weights_of(found))
     if len(checkpoint.slots) == 1:
         compared = f"{slot} of A against {found.sets[1][1]} of B"
-        return Study(checkpoint, base, compared, comparison, None, (*judge_slots(checkpoint), *_judge_one(slot, comparison.overall)))
+        return Study(checkpoint, base, compared, comparison, None, (*slots.judge_slots(checkpoint), *slots.judge_one(slot, comparison.overall)))
     compared = "raw against EMA" + (", both from the base" if base is not None else "")
     share = base_share(checkpoint, comparison, base)
-    return Study(checkpoint, base, compared, comparison, share, tuple(judge_slots(checkpoint, comparison)))
+    return Study(checkpoint, base, compared, comparison, share, tuple(slots.judge_slots(checkpoint, comparison)))
 
 
 def sibling_points(study: Study, limit: int = 3) -> list[tuple[int, float]]:

@@ -11,9 +11,10 @@ from f5lab import ema
 from f5lab.checkpoints import FOREIGN_PREFIXES, WRAPPER_PREFIXES
 from f5lab.errors import LabError
 from f5lab.faults.examinations import Exam, Suspicion, cause, refuted, span, unknown
-from f5lab.probes import FEW_ITEMS
+from f5lab.probes import FEW_ITEMS, Hypothesis
 from f5lab.specs import Weights
 from f5lab.weights import anatomy, architectures, diffs
+from f5lab.weights.stored_scans import base_slot
 
 MATTERS, MATTERS_ON_FEW = 0.05, 0.15
 """A lagging EMA is named when its loss is at least this share above that of the raw weights; at least the second on one or two
@@ -25,8 +26,12 @@ EMPTY = 0.2
 """A matrix is damaged when more than this share of it is zero."""
 GROWN = 5.0
 """A bias is damaged when it is this many times as large as the base's largest."""
+BETWEEN = "raw against EMA"
 ROPE_RAD = 0.3
 """Rotary phase error at frame 1000 that is named. Rounding to float16 gives 0.16 rad: upstream's own cast on CUDA does it."""
+SPOILT = 0.5
+"""Weights are damaged when their loss is at least this share above that of the base they come from."""
+STRAYED = "ema-strayed"
 EMA_FAULTS = ("ema-lag-inherited", "ema-lag-fresh", "ema-frozen", "ema-uninitialised", "raw-ema-swapped")
 
 
@@ -40,33 +45,49 @@ def detect_ema(exam: Exam) -> list[Suspicion]:
     found += _training(exam, named)
     if {item.id for item in found if item.outcome == "cause"} & {*EMA_FAULTS, "scratch-by-accident", "lr-dead"}:
         return found
-    if exam.inference.weights != "ema" or set(exam.checkpoint.slots) != {"raw", "ema"}:
-        why = f"Inference loads {exam.inference.weights}; the file holds {' and '.join(exam.checkpoint.slots)}."
-        return found + refuted(EMA_FAULTS, why)
+    if exam.inference.weights != "ema":
+        beside = "".join(f" Of the EMA: {notices[name]}." for name in (*EMA_FAULTS, STRAYED) if name in notices)
+        return found + refuted(EMA_FAULTS, f"Inference loads raw weights.{beside}")
+    if exam.checkpoint.slots == ("ema",):
+        return found + _ema_alone(exam)
+    if exam.checkpoint.slots != ("raw", "ema"):
+        return found + refuted(EMA_FAULTS, f"The file holds {' and '.join(exam.checkpoint.slots)} weights.")
     return found + _lag(exam)
+
+
+def _ema_alone(exam: Exam) -> list[Suspicion]:
+    """Say what is known of an EMA without the raw weights beside it: that it was filled, and against the base that it moved."""
+    moved = exam.study.comparison is not None
+    known = refuted(["ema-uninitialised", *["ema-frozen"] * moved], "The EMA is filled" + " and differs from the base." * moved + "." * (not moved))
+    rest = [name for name in EMA_FAULTS if name not in {item.id for item in known}]
+    says = "The file holds the EMA alone: how far it is behind the raw weights, or whether it is them, no file without them shows."
+    return known + unknown(rest, says, "the trainer's own model_*.pt, which holds raw and EMA weights")
 
 
 def right_weights(exam: Exam, found: Iterable[Suspicion]) -> Weights:
     """Return the set of weights that a repair speaks with: the one that inference loads, unless a cause names it or the file
     lacks it. A probe that merely likes the other set better repairs nothing that anybody is told of."""
     own, slots = exam.inference.weights, exam.checkpoint.slots
-    at_fault = any(item.outcome == "cause" and item.factors == ("weights",) for item in found)
-    return own if own in slots and not (at_fault and "raw" in slots) else slots[0]
+    named = [item.settings["weights"] for item in found if item.outcome == "cause" and item.factors == ("weights",) and "weights" in item.settings]
+    right = next((name for name in named if name in slots), own)
+    return right if right in slots else slots[0]
 
 
 def _slot_faults(exam: Exam, notices: Mapping[str, str]) -> list[Suspicion]:
     """Return at most one fault of the slots, the one that explains the others."""
-    if "ema" in exam.checkpoint.slots and _is_fresh(exam.weights("ema")) and not _is_fresh_raw(exam):
+    asked = exam.inference.weights == "ema"
+    if asked and "ema" in exam.checkpoint.slots and _is_fresh(exam.weights("ema")) and not _is_fresh_raw(exam):
         says = notices.get("ema-uninitialised", "its output layer is exactly zero, as a new model's")
         return [cause("ema-uninitialised", f"The EMA was never filled: {says}.", 0.99, 1.0, value=0.0,
                       unit="largest weight of proj_out", factors=("weights",), settings={"weights": "raw"})]  # fmt: skip
-    if not exam.checkpoint.labelled and exam.inference.weights == "ema":
+    if not exam.checkpoint.labelled and asked:
         claim = ("The file does not say which weights it holds and is loaded as EMA; without the ema_model. prefix it is what "
                  "prune_checkpoint(save_ema=False) makes of the raw ones, or an EMA whose prefix a converter dropped.")  # fmt: skip
         return [
             cause("raw-in-ema-slot", claim, 0.7, 0.05, limitation="A converter may have dropped the prefix of an EMA.")
         ]
-    order = ("raw-in-ema-slot", "ema-uninitialised", "scratch-by-accident", "lr-dead", "ema-frozen", "raw-ema-swapped")
+    of_training = ("scratch-by-accident", "lr-dead")
+    order = ("raw-in-ema-slot", "ema-uninitialised", *of_training, "ema-frozen", "raw-ema-swapped") if asked else of_training
     first = next((name for name in order if name in notices), None)
     if first is None:
         return []
@@ -144,6 +165,8 @@ def _lag(exam: Exam) -> list[Suspicion]:
     rest = refuted(
         [f for f in EMA_FAULTS if f not in (name, other)], "The EMA is filled, has moved, and lags behind raw."
     )
+    if exam.study.comparison is not None and exam.study.comparison.overall.strayed:
+        return rest + refuted((name, other), "The EMA did not come the raw weights' way from the base: what it does, it does not lag.")
     items = exam.probe.items
     least = MATTERS if len(items) >= FEW_ITEMS and any(item.start_s for item in items) else MATTERS_ON_FEW
     if worse is None or worse.mean < least or worse.low <= 0:
@@ -165,11 +188,11 @@ def _lag(exam: Exam) -> list[Suspicion]:
 
 def detect_prefix(exam: Exam) -> list[Suspicion]:
     """Look for keys that a wrapper renamed: a strict load raises, a lenient one keeps random weights."""
-    strange = sorted(
-        {p for found in exam.checkpoint.prefixes.values() for p in found} & {*WRAPPER_PREFIXES, *FOREIGN_PREFIXES}
-    )
+    known = {*WRAPPER_PREFIXES, *FOREIGN_PREFIXES}
+    strange, beside = (sorted({p for slot in slots for p in exam.checkpoint.prefixes[slot]} & known) for slots in (_loaded(exam), _others(exam)))
     if not strange:
-        return refuted("prefix-lost", "Every key carries upstream's own name.")
+        other = f" Those of the {_others(exam)[0]} weights, which inference does not load, carry {', '.join(beside)}." if beside else ""
+        return refuted("prefix-lost", f"Every key carries upstream's own name.{other}")
     claim = f"Keys carry {', '.join(strange)}: a strict load raises, one with strict=False keeps random weights."
     return [cause("prefix-lost", claim, 0.99, 1.0, settings={"strip from the keys": strange})]
 
@@ -204,25 +227,84 @@ def _sample_updates(exam: Exam) -> list[int]:
 def detect_damage(exam: Exam) -> list[Suspicion]:
     """Look for values that are not finite, emptied matrices, and tensors that moved far more than all others."""
     facts = anatomy.checkpoint_facts(exam.checkpoint, exam.base)
-    problems = [f"{slot}: {text}" for slot in _used_slots(exam) for text in _broken_tensors(exam, slot, facts[slot])]
+    problems = _problems(exam, facts, _loaded(exam))
     changes = {} if problems else _changes(exam)
-    if not problems:
-        problems = _outliers(changes) + _grown(exam, facts)
-    if not problems and not changes:
+    if problems:
+        return [_damaged(exam, facts, problems)]
+    spoilt = _strayed(exam) or _below_base(exam)
+    if spoilt is not None:
+        return [spoilt]
+    beside = _problems(exam, facts, _others(exam))
+    other = f" In the {_others(exam)[0]} weights, which inference does not load: {beside[0]}." if beside else ""
+    if not changes:
         says = "All values are finite and no matrix is empty. Whether one stands out is not known: there is nothing to compare with."
-        return unknown("weight-damage", says, "base: the checkpoint that training started from")
-    if not problems:
-        says = f"All values are finite, no matrix is empty, no tensor stands out ({', '.join(changes)})."
-        limit = "" if exam.base is not None else "What is spoilt alike in raw and EMA shows against the base only, which is not given."
-        return refuted("weight-damage", says, value=0.0, unit="damaged tensors", limitation=limit)
+        return unknown("weight-damage", says + other, "base: the checkpoint that training started from")
+    says = f"All values are finite, no matrix is empty, no tensor stands out ({', '.join(changes)}).{other}"
+    limit = "" if exam.base is not None else "What is spoilt alike in raw and EMA shows against the base only, which is not given."
+    return refuted("weight-damage", says, value=0.0, unit="damaged tensors", limitation=limit)
+
+
+def _problems(exam: Exam, facts: Mapping[Weights, Sequence[anatomy.TensorFacts]], slots: Sequence[Weights]) -> list[str]:
+    """Return what is broken in some sets of weights, or stands out in them."""
+    broken = [f"{slot}: {text}" for slot in slots for text in _broken_tensors(exam, slot, facts[slot])]
+    if broken or not slots:
+        return broken
+    changes = {label: rows for label, rows in _changes(exam).items() if label.partition(" ")[0] in slots or label == BETWEEN}
+    return _outliers(changes) + _grown(exam, facts, slots)
+
+
+def _damaged(exam: Exam, facts: Mapping[Weights, Sequence[anatomy.TensorFacts]], problems: Sequence[str]) -> Suspicion:
+    """Return the cause; where the file's other set of weights is whole, that one is the repair."""
     claim = f"{len(problems)} damaged tensor{'s' * (len(problems) > 1)}: {'; '.join(problems[:3])}."
-    return [cause("weight-damage", claim, 0.97, 1.0, value=float(len(problems)), unit="damaged tensors",
-                  settings={"checkpoint": "another copy or another update"})]  # fmt: skip
+    others = _others(exam)
+    whole = others and not _problems(exam, facts, others) and not any(BETWEEN in text for text in problems)
+    settings: dict[str, object] = {"weights": others[0]} if whole else {"checkpoint": "another copy or another update"}
+    says = f" The file's {others[0]} weights are whole." if whole else ""
+    return cause("weight-damage", claim + says, 0.97, 1.0, value=float(len(problems)), unit="damaged tensors",
+                 settings=settings, factors=("weights",) if whole else ())  # fmt: skip
 
 
-def _used_slots(exam: Exam) -> list[Weights]:
-    slots = exam.checkpoint.slots
-    return sorted(slots, key=lambda slot: slot != exam.inference.weights)
+def _strayed(exam: Exam) -> Suspicion | None:
+    """Name the weights that inference loads where they share no way from the base with the others, and explain speech worse."""
+    comparison, own = exam.study.comparison, exam.inference.weights
+    if comparison is None or not comparison.overall.strayed or exam.truth.problem or exam.truth.recipe.weights == own:
+        return None
+    worse, effect = exam.loss_effect({"weights": own})
+    if worse.n < FEW_ITEMS or worse.low <= 0 or worse.mean < MATTERS:
+        return None
+    other = exam.truth.recipe.weights
+    claim = (f"The {own} weights did not come the {other} weights' way from the base (cosine {comparison.overall.path_cosine:.2f}), as an average and "
+             f"what it averages do, and their loss is {100 * worse.mean:.0f} % above: damaged, of another run, or merged with something else.")  # fmt: skip
+    return cause("weight-damage", claim, 0.9, min(1.0, worse.mean), value=worse.mean, unit=f"share of the {other} loss", interval=span(worse),
+                 n=worse.n, factors=("weights",), settings={"weights": other}, effect=effect)  # fmt: skip
+
+
+def _below_base(exam: Exam) -> Suspicion | None:
+    """Name weights that explain real speech far worse than the base that training started from."""
+    if exam.base is None or exam.truth.problem:
+        return None
+    recipe = exam.truth.recipe
+    start = recipe.but(checkpoint=exam.base.path, weights=base_slot(exam.base), vocab=exam.case.base_vocab or recipe.vocab)
+    try:
+        worse = exam.probe.compare(Hypothesis(start), Hypothesis(recipe))
+    except LabError:  # of another shape, or no checkpoint of this architecture
+        return None
+    if worse.n < FEW_ITEMS or worse.low < SPOILT:
+        return None
+    claim = (f"The weights explain real speech worse than the base that training started from: their loss is {100 * worse.mean:.0f} % "
+             "above its. Training diverged, or the file is damaged.")  # fmt: skip
+    return cause("weight-damage", claim, 0.9, 1.0, value=worse.mean, unit="share of the base's loss", interval=span(worse), n=worse.n,
+                 settings={"checkpoint": "an earlier update, or another copy"})  # fmt: skip
+
+
+def _loaded(exam: Exam) -> list[Weights]:
+    """Return the set of weights that inference loads; all that there are where the file lacks it."""
+    own, slots = exam.inference.weights, exam.checkpoint.slots
+    return [own] if own in slots else list(slots)
+
+
+def _others(exam: Exam) -> list[Weights]:
+    return [slot for slot in exam.checkpoint.slots if slot not in _loaded(exam)]
 
 
 def _broken_tensors(exam: Exam, slot: Weights, tensors: Sequence[anatomy.TensorFacts]) -> list[str]:
@@ -245,14 +327,14 @@ def _is_zero_by_rows(rows: torch.Tensor) -> bool:
     return len(filled) > 0 and float((filled == 0).float().mean()) <= EMPTY
 
 
-def _grown(exam: Exam, facts: Mapping[Weights, Sequence[anatomy.TensorFacts]]) -> list[str]:
+def _grown(exam: Exam, facts: Mapping[Weights, Sequence[anatomy.TensorFacts]], slots: Sequence[Weights]) -> list[str]:
     """Return biases far larger than any of the base's: their own change says little, they begin at zero."""
     if exam.base is None:
         return []
     sizes = {name: _rms(weights) for name, weights in ema.choose_base(exam.base).items() if name.endswith(".bias")}
     largest = max(sizes.values(), default=0.0)
     found = []
-    for slot in _used_slots(exam) if largest else []:
+    for slot in slots if largest else []:
         for fact in facts[slot]:
             size = (fact.norm or 0.0) / math.sqrt(max(fact.parameters, 1))
             if fact.name in sizes and size > GROWN * largest:
@@ -287,7 +369,7 @@ def _changes(exam: Exam) -> dict[str, list[tuple[str, float]]]:
     """Return (matrix, change against its length) of each slot against the base, or of raw against EMA."""
     ways: dict[str, Callable[[diffs.Sums], float | None]]
     if exam.base is None:
-        ways = {"raw against EMA": lambda s: s.relative_l2} if exam.study.has_both else {}
+        ways = {BETWEEN: lambda s: s.relative_l2} if exam.study.has_both else {}
         comparison = exam.study.comparison
     elif exam.study.has_both:
         ways = {"raw against the base": _raw_from_base, "ema against the base": _ema_from_base}
@@ -303,18 +385,30 @@ def _changes(exam: Exam) -> dict[str, list[tuple[str, float]]]:
 def detect_rope(exam: Exam) -> list[Suspicion]:
     """Check the stored rotary frequencies, which override whatever the model was built with."""
     name, unit, repair = "inv-freq-altered", "rad at frame 1000", {architectures.INV_FREQ: "10000^(-2i/d)"}
-    checks = {slot: architectures.check_rope(exam.weights(slot)) for slot in _used_slots(exam)}
+    checks = {slot: _rope(exam, slot) for slot in _loaded(exam)}
     for slot, check in checks.items():
         error, claim = check.phase_error_rad, f"Rotary frequencies of {slot} are {check.verdict}."
         if check.stored and error is None:  # not finite, or of a shape that no model has: nothing comes through
             return [cause(name, claim, 0.99, 1.0, settings=repair)]
         if error is not None and error > ROPE_RAD:
-            return [cause(name, claim, 0.99, min(1.0, error / 3), value=error, unit=unit, settings=repair)]
+            sure = 0.8 if check.is_rounded else 0.99  # what rounding does is not heard on every clip
+            return [cause(name, claim, sure, min(1.0, error / 3), value=error, unit=unit, settings=repair)]
     errors = [check.phase_error_rad for check in checks.values() if check.phase_error_rad is not None]
     if not errors:
         return unknown(name, "The file stores no rotary frequencies.", "nothing: the model computes its own")
     says = "Rotary frequencies are as built, or rounded to float16 as upstream rounds them."
+    for slot in _others(exam):
+        if _is_off(_rope(exam, slot)):
+            says += f" Those of the {slot} weights, which inference does not load, are {_rope(exam, slot).verdict}."
     return refuted(name, says, value=max(errors), unit=unit)
+
+
+def _rope(exam: Exam, slot: Weights) -> architectures.RopeCheck:
+    return architectures.check_rope(exam.weights(slot))
+
+
+def _is_off(check: architectures.RopeCheck) -> bool:
+    return check.stored and (check.phase_error_rad is None or check.phase_error_rad > ROPE_RAD)
 
 
 def _sentence(text: str) -> str:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 TEXT_EMBEDDING = "transformer.text_embed.text_embed.weight"
 INV_FREQ = "transformer.rotary_embed.inv_freq"
 ROPE_BASE = 10_000.0
-AS_BUILT = 1e-5
-"""Largest relative deviation of rotary frequencies that float32 leaves."""
+AS_BUILT, ROUNDED = 1e-5, 5e-3
+"""Largest relative deviations of rotary frequencies that float32 leaves, and that the half precisions do."""
 _VISIBLE = ("backbone", "dim", "depth", "heads", "ff_mult", "text_dim", "conv_layers")
 
 
@@ -147,6 +147,11 @@ class RopeCheck:
     worst: float | None
     phase_error_rad: float | None
     verdict: str
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether they are the standard ones, rounded to a half precision."""
+        return self.worst is not None and AS_BUILT <= self.worst < ROUNDED
 
     @property
     def as_built(self) -> bool:
@@ -327,7 +332,7 @@ def check_rope(weights: "Mapping[str, Tensor]", frame: int = 1000) -> RopeCheck:
     phase = float(((values - exact).abs() * frame).max())
     if worst < AS_BUILT:
         verdict = "as built: 10000^(-2i/d)"
-    elif worst < 5e-3:
+    elif worst < ROUNDED:
         verdict = f"rounded to half precision at some time: {phase:.2f} rad off at frame {frame}"
     else:
         verdict = f"altered: {100 * worst:.1f} % off; another base or another model"

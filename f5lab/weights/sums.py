@@ -12,6 +12,9 @@ def vector_cosine(dot: float, first: float, second: float) -> float | None:
     """Return dot / sqrt(first * second), the cosine of two vectors from their dot product and squared lengths."""
     return max(-1.0, min(1.0, dot / math.sqrt(first * second))) if first and second else None
 
+STRAYED, ROUNDED = 0.5, 0.3
+"""Cosine of the ways from the base below which an EMA is no average of the raw weights' way: that of a random walk's average
+is 0.87. Where rounding makes up more than this share of its way, the cosine is rounding's."""
 EQUAL = 1.02
 """How many times as far from the base an EMA may be as the raw weights it follows: rounding alone makes it a little farther."""
 
@@ -66,6 +69,12 @@ class Sums:
     def base_between(self) -> bool:
         """Whether the base lies between E and R, nearer to R: no start of a training, but a later snapshot of it."""
         return self.vv > self.uu and self.uv < 0
+
+    @property
+    def strayed(self) -> bool:
+        """Whether E came another way from the base than R, as no average of R's way can."""
+        cosine, rounding = self.path_cosine, self.rounding_share or 0.0
+        return cosine is not None and cosine < STRAYED and rounding < ROUNDED and not self.base_between
 
     @property
     def exchanged(self) -> bool:
