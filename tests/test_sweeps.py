@@ -171,7 +171,7 @@ def test_two_cases_are_compared_within_each(tmp_path: Path) -> None:
         0.5 + 0.1 * (frame["weights"] == "ema") + 0.3 * (frame["case"] == "other") + 0.01 * frame["nfe_step"] / 8
     )
     found = sweeps.best(frame)
-    assert found.best == "weights raw, nfe_step 8" and found.decided
+    assert found.best == "weights raw, nfe_step 8" and found.rivals[0].worse.mean == pytest.approx(0.01)
     assert found.value.n == 2  # the same two prompts in both cases are two, not four
     assert sweeps.summarise(frame)[0]["case"] == "ptbr"
 

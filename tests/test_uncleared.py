@@ -151,8 +151,9 @@ def study_of(path: Path, base: Path | None = None) -> SimpleNamespace:
     """Return as much of an examination as the detectors of weights ask for."""
     checkpoint, other = open_checkpoint(path), open_checkpoint(base) if base else None
     return SimpleNamespace(
-        checkpoint=checkpoint, base=other, study=ema.study(checkpoint, other), weights=checkpoint.weights, inference=SimpleNamespace(weights="ema")
-    )
+        checkpoint=checkpoint, base=other, study=ema.study(checkpoint, other), weights=checkpoint.weights, inference=SimpleNamespace(weights="ema"),
+        truth=SimpleNamespace(problem="not asked"),
+    )  # fmt: skip
 
 
 def test_damage_is_ruled_out_only_where_something_was_compared(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -255,17 +255,25 @@ def best(frame: pd.DataFrame, measure: str = "cer") -> Choice | None:
     """Return the recipe with the lowest mean of a measure, and those that are not told apart from it.
 
     A recipe is what the sweep file names it, at one point of the grid: what it comes to may differ from case to case. Pairs
-    share case, prompt and seed, so recipes are compared over all cases. Those that were not measured on every one are left
-    out; None when that leaves none. A checkpoint that differs between cases only does not tell recipes apart.
+    share case, prompt and seed, so recipes are compared over all cases, on what was measured at all. Those that were not
+    measured on all of it are left out and named; None when that leaves none. A checkpoint that differs between cases only
+    does not tell recipes apart.
     """
-    candidates, groups = {}, None
+    candidates, groups, left = {}, None, []
+    keys = ["case", "prompt", "seed"]
+    asked = frame.assign(known=frame[measure].notna() | (frame["problem"] != ""))
+    frame = frame[asked.groupby(keys)["known"].transform("any")]  # a text without letters has no CER, whoever speaks it
+    whole = frame.groupby(keys).ngroups
     for name, rows in _as_named(frame):
-        if _is_complete(rows, frame, measure):
-            candidates[name], groups = (
-                rows[measure].astype(float).tolist(),
-                list(zip(rows["text"], rows["reference"])),  # the same material in two cases is no second prompt
-            )
-    return choose({"cer": "CER", "loss": "probe loss"}.get(measure, measure), candidates, groups, ratios=measure == "loss")
+        if rows[measure].isna().any() or len(rows) != whole:
+            left.append(name)
+            continue
+        candidates[name], groups = (
+            rows[measure].astype(float).tolist(),
+            list(zip(rows["text"], rows["reference"])),  # the same material in two cases is no second prompt
+        )
+    found = choose({"cer": "CER", "loss": "probe loss"}.get(measure, measure), candidates, groups, ratios=measure == "loss")
+    return replace(found, left_out=tuple(left)) if found is not None else None
 
 
 def _as_named(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -280,19 +288,9 @@ def _as_named(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield ", ".join(f"{k} {v}" for k, v in (told | point).items()), rows.sort_values(["case", "prompt", "seed"])
 
 
-def _is_complete(rows: pd.DataFrame, frame: pd.DataFrame, measure: str) -> bool:
-    return bool(rows[measure].notna().all() and len(rows) == frame.groupby(["case", "prompt", "seed"]).ngroups)
-
-
 def conclude(frame: pd.DataFrame) -> list[str]:
     """Return the best recipe by CER and by probe loss in sentences, each where it was measured on every prompt and seed."""
-    said = []
-    for measure in ("cer", "loss"):
-        if (choice := best(frame, measure)) is not None:
-            left = [name for name, rows in _as_named(frame) if not _is_complete(rows, frame, measure)]
-            more = f" Left out, not measured on every prompt and seed: {'; '.join(left)}." if left else ""
-            said.append(choice.says + more)
-    return said
+    return [choice.says for measure in ("cer", "loss") if (choice := best(frame, measure)) is not None]
 
 
 def plot(

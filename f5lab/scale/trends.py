@@ -13,6 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from f5lab.plots import PALETTE
 from f5lab.statistics import DIFFERENCE, SHARE, Estimate, cluster_mean, geometric_mean, paired_difference, paired_ratio
 
+ALL_EQUAL_FROM = 5
+"""Differences that are all equal have an interval without width; they tell recipes apart from this many on, as a sign test does."""
 FEW_GROUPS = 3
 """With fewer recordings than this, noise draws are resampled instead, as the probe does."""
 SLOT_COLOURS = {"raw": PALETTE[0], "ema": PALETTE[1]}
@@ -30,8 +32,8 @@ class Rival:
 
     @property
     def tied(self) -> bool:
-        """Whether the interval does not exclude that it is as good."""
-        return not self.worse.low > 0
+        """Whether the interval does not exclude that it is as good, or is one of few values that happen to be equal."""
+        return not self.worse.low > 0 or (self.worse.low == self.worse.high and self.worse.n < ALL_EQUAL_FROM)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Choice:
         The intervals are over noise draws of one or two recordings, and say nothing about other recordings.
     ratios : bool
         Losses: compared by their ratios, the mean is the geometric one, as the probe has it.
+    left_out : tuple of str
+        Candidates that were not measured on everything that the others were, and so were not compared.
     """
 
     measure: str
@@ -60,6 +64,7 @@ class Choice:
     twins: tuple[str, ...] = ()
     of_draws: bool = False
     ratios: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def ties(self) -> list[Rival]:
@@ -81,13 +86,16 @@ class Choice:
         if self.twins:
             text += f" The same to the last digit: {', '.join(self.twins)}."
         if self.decided:
-            text += f" Every other one is worse; the nearest, {self.rivals[0].name}, by {self._span(self.rivals[0].worse)}."
+            others = "Every other one that was compared" if self.left_out else "Every other one"
+            text += f" {others} is worse; the nearest, {self.rivals[0].name}, by {self._span(self.rivals[0].worse)}."
         elif self.ties:
             listed = ", ".join(f"{r.name} ({self._span(r.worse)})" for r in self.ties[:4])
             more = f" and {len(self.ties) - 4} more" if len(self.ties) > 4 else ""
             text += f" Not told apart from it: {listed}{more}. Take any of them, or measure on more {over}."
         elif not self.twins:
             text += " There is nothing to compare it with."
+        if self.left_out:
+            text += f" Not compared, since not measured on every prompt and seed: {', '.join(self.left_out)}."
         return text
 
     def _span(self, worse: Estimate) -> str:
@@ -95,6 +103,8 @@ class Choice:
         mean = f"{scale * worse.mean:+.2g}{unit}"
         if not np.isfinite(worse.low):
             return f"{mean}, no interval from one"
+        if worse.low == worse.high:
+            return f"{mean} in each of {worse.n}"
         return f"{mean} [{scale * worse.low:+.2g}, {scale * worse.high:+.2g}]"
 
 

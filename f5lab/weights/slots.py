@@ -51,7 +51,7 @@ def _judge_with_base(overall: Sums) -> list[SlotNotice]:
         says = "the EMA lies on the other side of the base than the raw weights: the base is not what training started from, but a later snapshot of it"
         notices.append(SlotNotice("base-too-late", says))
     elif overall.strayed:
-        says = "no average of this training: damaged, of another run, or merged with something else"
+        says = "no average of this training: damaged, of another run, or this is not the base"
         notices.append(SlotNotice("ema-strayed", f"the EMA did not come the raw weights' way from the base (cosine {overall.path_cosine:.2f}): {says}"))
     elif overall.exchanged:
         ratio = float(np.sqrt(overall.vv / overall.uu)) if overall.uu else float("inf")

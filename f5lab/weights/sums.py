@@ -68,13 +68,13 @@ class Sums:
     @property
     def base_between(self) -> bool:
         """Whether the base lies between E and R, nearer to R: no start of a training, but a later snapshot of it."""
-        return self.vv > self.uu and self.uv < 0
+        return self.vv > self.uu and self.uv < 0 and not self.strayed
 
     @property
     def strayed(self) -> bool:
         """Whether E came another way from the base than R, as no average of R's way can."""
         cosine, rounding = self.path_cosine, self.rounding_share or 0.0
-        return cosine is not None and cosine < STRAYED and rounding < ROUNDED and not self.base_between
+        return cosine is not None and abs(cosine) < STRAYED and rounding < ROUNDED
 
     @property
     def exchanged(self) -> bool:
