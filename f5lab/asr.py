@@ -132,7 +132,10 @@ class Transcriber:
         short clips are heard better that way."""
         import whisper
 
-        mel = whisper.log_mel_spectrogram(resample(wave, 16000).samples, self.model.dims.n_mels)
+        samples = resample(wave, 16000).samples
+        if len(samples) < whisper.audio.N_FFT:  # fewer cannot be transformed
+            samples = np.pad(samples, (0, whisper.audio.N_FFT - len(samples)))
+        mel = whisper.log_mel_spectrogram(samples, self.model.dims.n_mels)
         return whisper.pad_or_trim(mel, whisper.audio.N_FRAMES)
 
     def _key(self, wave: Wave) -> str:

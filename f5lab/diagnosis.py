@@ -169,7 +169,7 @@ def _unexplained(exam: Exam, found: Sequence[Suspicion]) -> list[Suspicion]:
         "vocoder",
     }
     judged |= {"nfe_step", "cfg_strength", "sway_sampling_coef", *setting_faults.HIDDEN}
-    judged |= {name for item in found if item.outcome == "cause" for name in item.factors}
+    judged |= {name for item in found if item.outcome == "cause" for name in (*item.factors, *item.settings)}
     try:
         rest = [f for f in factors.diff(exam.truth.recipe, exam.inference, exam.device) if f.name not in judged]
     except LabError as error:

@@ -4,17 +4,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from toy_checkpoints import ema_state, save_trainer, state
 
-from f5lab import ema
+from f5lab import ema, paths, samplers
+from f5lab.asr import Transcriber
+from f5lab.audio import Wave
 from f5lab.checkpoints import open_checkpoint
 from f5lab.errors import ModelError
-from f5lab.faults import weight_faults
+from f5lab.faults import text_faults, weight_faults
+from f5lab.faults.examinations import Exam
 from f5lab.faults.weight_faults import EMA_FAULTS
-from f5lab.scale import sweeps
+from f5lab.scale import sweep_tasks, sweeps
+from f5lab.specs import load_case
 from f5lab.statistics import Estimate
 
 HEAD = "transformer.proj_out.bias"
@@ -173,3 +178,49 @@ def test_what_is_left_out_of_a_comparison_is_named() -> None:
 def test_few_differences_that_happen_to_be_equal_decide_nothing(n: int, decided: bool) -> None:
     found = sweeps.best(framed(rows("a", "x", "v", [0.0] * n), rows("b", "x", "v", [0.125] * n)))
     assert found is not None and found.decided is decided and f"+0.12 in each of {n}" in found.says
+
+
+# lengths
+
+
+@pytest.mark.parametrize(("fixed", "outcome"), [(0.3, "cause"), (4.0, "refuted")])
+def test_a_fixed_length_that_the_reference_takes_up_is_named(fixed: float, outcome: str) -> None:
+    case = load_case(paths.data_dir() / "cases" / "ptbr-repaired" / "case.yaml")
+    case = case.model_copy(update={"inference": case.inference.model_copy(update={"fix_duration": fixed}), "prompts": case.prompts[:2]})
+    found = {item.id: item for item in text_faults.detect_length(Exam(case, device="cpu", asr=""))}
+    assert found["duration-byte-ratio"].outcome == outcome
+
+
+def test_a_row_that_fails_in_an_unforeseen_way_says_so_and_a_machines_failure_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = load_case(paths.default_case())
+    recipe = samplers.inference_recipe(case).model_dump(mode="json")
+    told = {"recipe": recipe, "prompt": case.prompts[0].model_dump(mode="json"), "seed": 0, "device": "cpu", "measures": []}
+
+    def fail(error: Exception) -> Any:
+        def speak(*_: Any) -> None:
+            raise error
+
+        return speak
+
+    monkeypatch.setattr(sweep_tasks, "_spoken", fail(RuntimeError("padding\nsize")))
+    assert sweep_tasks._measured(told) == {"problem": "RuntimeError: padding size"}
+    monkeypatch.setattr(sweep_tasks, "_spoken", fail(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        sweep_tasks._measured(told)
+
+
+def test_a_clip_of_one_frame_is_transcribed() -> None:
+    ears = Transcriber("pt")
+    assert isinstance(ears([Wave(np.zeros(171, np.float32), 16000)])[0].text, str)
+
+
+def test_as_trained_is_inferred_where_a_case_does_not_state_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    case = load_case(paths.default_case())
+    unsaid = case.model_copy(update={"training": case.training.model_copy(update={"arch": None, "front_end": None})})
+    right = samplers.repaired_recipe(case)
+    monkeypatch.setattr(sweep_tasks, "settings_of", lambda *_, **__: (right, {"known": {"arch": "inferred", "front_end": "assumed"}}))
+    informed, known = sweep_tasks._informed(unsaid, "cpu")
+    assert samplers.repaired_recipe(informed).arch == right.arch != samplers.repaired_recipe(unsaid).arch
+    inferred, assumed = sweep_tasks.notes([{"case": "x", "known": known}, {"case": "y", "known": {}}])
+    assert "inferred by the probe: arch" in inferred and "as inference has it: front_end" in assumed
+    assert sweep_tasks._informed(case, "cpu") == (case, {"arch": "stated", "front_end": "stated"})

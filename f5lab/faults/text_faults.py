@@ -20,6 +20,8 @@ from f5lab.vocabs import Vocab, VocabComparison
 
 VOCAB_FAULTS = ("vocab-permuted", "vocab-off-by-one", "vocab-re-extended", "vocab-damage")
 BYTES_NEED_NONE = "The byte front end takes no vocab: a byte is its own index."
+LEAST_NEW_S = 0.1
+"""A fixed length that leaves less than this for the new text leaves nothing."""
 RATIO = (0.6, 1.7)
 """Duration by the byte rule over the real recording's; outside this the words no longer fit."""
 
@@ -285,7 +287,7 @@ def detect_length(exam: Exam) -> list[Suspicion]:
                        unit="share of texts", n=len(prompts), settings={"fix_duration": "reference + expected seconds"},
                        factors=("duration",))]  # fmt: skip
     if fixed:
-        return found + refuted("duration-byte-ratio", "The byte rule is not used: fix_duration is set.")
+        return found + _fixed_length(exam)
     ratios = _duration_ratios(exam, [p for p in prompts if p not in short])
     if not ratios:
         return found + unknown("duration-byte-ratio", "No real recording of a target.", "gen_audio for a prompt")
@@ -302,6 +304,19 @@ def detect_length(exam: Exam) -> list[Suspicion]:
         return found + refuted("duration-byte-ratio", claim, value=told, **number)
     return [*found, cause("duration-byte-ratio", claim, 0.9, min(1.0, abs(float(np.log2(max(middle, 1e-3)))) / 2), value=middle, **number,
                           settings={"fix_duration": "reference + expected seconds"}, factors=("duration",))]  # fmt: skip
+
+
+def _fixed_length(exam: Exam) -> list[Suspicion]:
+    """Look for a fixed length that the reference, which is part of it, takes up."""
+    name, fixed = "duration-byte-ratio", exam.inference.fix_duration
+    timed = [t for p in exam.case.prompts if (t := prompt_timing.timing(p, exam.inference)) is not None]
+    full = [t.prepared_s for t in timed if t.given_s < LEAST_NEW_S]
+    if not full:
+        return refuted(name, "The byte rule is not used: fix_duration is set, and longer than the references.")
+    claim = (f"fix_duration is the length of reference and new text together: {fixed:g} s leave nothing for the text after a reference of "
+             f"{full[0]:.2g} s ({len(full)} of {len(timed)} prompts).")  # fmt: skip
+    return [cause(name, claim, 0.95, len(full) / len(timed), value=len(full) / len(timed), unit="share of prompts", n=len(timed),
+                  settings={"fix_duration": "reference + expected seconds"}, factors=("duration",))]  # fmt: skip
 
 
 def _duration_ratios(exam: Exam, prompts: Sequence[Prompt]) -> list[float]:

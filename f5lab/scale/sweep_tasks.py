@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from f5lab import metrics, models, oracles, probes, provenance, samplers, speakers
+from f5lab import metrics, models, oracles, probes, provenance, remedies, samplers, speakers
 from f5lab.asr import Transcriber
 from f5lab.audio import load_wave
 from f5lab.errors import CaseError, LabError, RunError
@@ -27,6 +27,7 @@ from f5lab.whisper_weights import find_weights
 
 FORMAT = 1
 """Raised when what a task measures, or how, changes."""
+UNFORESEEN = (RuntimeError, ValueError, LookupError, ArithmeticError)
 RECORDINGS = 8
 """Most recordings that the probe is asked about for what a case does not state of the training."""
 VERSIONED = ("f5lab", "f5-tts", "torch", "torchaudio", "vocos", "openai-whisper", "resemblyzer")
@@ -191,6 +192,8 @@ def _measured(told: dict[str, Any]) -> dict[str, Any]:
         return {"problem": str(error)}
     except torch.OutOfMemoryError:
         return {"problem": f"prompt {prompt.id} does not fit the memory of {told['device']}"}
+    except UNFORESEEN as error:  # of one row; the others are measured
+        return {"problem": _told(error)}
     row: dict[str, Any] = {**cost, "seconds": sample.seconds}
     notes: list[str] = []
     problems: list[str] = []
@@ -201,7 +204,22 @@ def _measured(told: dict[str, Any]) -> dict[str, Any]:
             notes.append(f"{measure}: {error}")
         except LabError as error:
             problems.append(f"{measure}: {error}")
+        except UNFORESEEN as error:  # of one measure; the others are taken
+            problems.append(f"{measure}: {_told(error)}")
     return row | {"notes": "; ".join(notes), "problem": "; ".join(problems)}
+
+
+def _told(error: Exception) -> str:
+    """Return an error that nobody foresaw in one line; one of the machine goes on.
+
+    Raises
+    ------
+    Exception
+        Memory, accelerator or disk: the next row would meet it too.
+    """
+    if remedies.is_machine(error):
+        raise error
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _spoken(recipe: Recipe, prompt: Prompt, seed: int, device: str) -> tuple[Sample, dict[str, int]]:
