@@ -74,7 +74,7 @@ class Arch(_Spec):
         Raises
         ------
         CaseError
-            `config` is missing or has no ``model.arch``.
+            `config` is missing or has no ``model.arch``, or the width, which no constructor assumes, is left out.
         """
         options: dict[str, Any] = dict(PRESETS[self.preset]) if self.preset else {}
         if self.config:
@@ -85,6 +85,11 @@ class Arch(_Spec):
         given = self.model_dump(exclude={"preset", "config"}, exclude_unset=True)
         options.update(given)
         backbone = options.pop("backbone", None) or "DiT"
+        if options and "dim" not in options:
+            raise CaseError(
+                f"arch gives {', '.join(options)} and no dim, without which no model can be built",
+                next_step="give all options of the architecture, or a preset with these beside it: {preset: F5TTS_v1_Base, …}",
+            )
         return backbone, options
 
     @property

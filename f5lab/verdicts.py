@@ -206,7 +206,8 @@ def markdown(verdict: Verdict, findings: Mapping[str, str] | None = None, beside
             lines.append(f"   - {markdown_text(cause.effect.text)}")
         lines += [f"   - {markdown_text(known.get(name, name))}" for name in cause.evidence]
         for label, part in zip(("case file, `inference:`", "to change:"), upstream_terms.split(cause.fix.settings), strict=True):
-            lines += [f"   - {label} {markdown_code(upstream_terms.in_one_line(part))}"] if part else []
+            joined = " (added to the options there)" if "arch" in part else ""
+            lines += [f"   - {label} {markdown_code(upstream_terms.in_one_line(part))}{joined}"] if part else []
         lines += [f"   - F5-TTS, {place}: {markdown_code(text)}" for place, text in upstream_terms.places(cause.fix.settings)]
     for note in beside:
         lines += ["", markdown_text(note)]

@@ -14,12 +14,12 @@ from f5lab import ema, paths, samplers
 from f5lab.asr import Transcriber
 from f5lab.audio import Wave
 from f5lab.checkpoints import open_checkpoint
-from f5lab.errors import ModelError
+from f5lab.errors import CaseError, ModelError
 from f5lab.faults import text_faults, weight_faults
 from f5lab.faults.examinations import Exam
 from f5lab.faults.weight_faults import EMA_FAULTS
 from f5lab.scale import sweep_tasks, sweeps
-from f5lab.specs import load_case
+from f5lab.specs import Arch, load_case
 from f5lab.statistics import Estimate
 
 HEAD = "transformer.proj_out.bias"
@@ -224,3 +224,9 @@ def test_as_trained_is_inferred_where_a_case_does_not_state_it(monkeypatch: pyte
     inferred, assumed = sweep_tasks.notes([{"case": "x", "known": known}, {"case": "y", "known": {}}])
     assert "inferred by the probe: arch" in inferred and "as inference has it: front_end" in assumed
     assert sweep_tasks._informed(case, "cpu") == (case, {"arch": "stated", "front_end": "stated"})
+
+
+def test_options_without_the_width_are_refused_as_a_case(tmp_path: Path) -> None:
+    with pytest.raises(CaseError, match="pe_attn_head and no dim"):
+        Arch(pe_attn_head=1).resolve()
+    assert Arch(preset="F5TTS_v1_Base", pe_attn_head=1).resolve()[1]["pe_attn_head"] == 1
