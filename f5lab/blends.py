@@ -394,15 +394,17 @@ def export(exam: Exam, sources: Sources, mix: Mix, out: Path, *, verify: bool = 
     Raises
     ------
     BundleError
-        `out` is not empty, or the bundle cannot be written or does not speak.
+        `out` is not empty, nobody knows how the model was built, or the bundle cannot be written or does not speak.
     LabError
         A source is not there, or a file cannot be written.
     """
     out = free_folder(out, BundleError)
+    bundles.refuse_unknown_options(exam)
+    said = f"These weights are a blend of the case's: {mix.name}."
     try:
         path = write_blend(sources, mix, out / "blend")
         recipe = exam.truth.recipe.but(name=f"blend {mix.name}", path="inference", checkpoint=path, weights="ema")
-        facts = bundles.write_bundle(exam.case, out / "bundle", recipe=recipe, verify=verify, device=exam.device)
+        facts = bundles.write_bundle(exam.case, out / "bundle", recipe=recipe, verify=verify, device=exam.device, notes=[said])
     except BaseException:  # an interrupted blend would look like one, and be in the way of the next try
         shutil.rmtree(out, ignore_errors=True)
         raise

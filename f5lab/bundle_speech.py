@@ -98,6 +98,12 @@ def mean_cer(checks: Sequence[Check]) -> float | None:
     return sum(rates) / len(rates) if rates else None
 
 
+def is_understood(checks: Sequence[Check]) -> bool:
+    """Return whether the clips are understood on average; False where there is none to judge by."""
+    mean = mean_cer(checks)
+    return mean is not None and mean <= UNDERSTOOD
+
+
 def misheard(checks: Sequence[Check]) -> list[str]:
     """Return what is to be said of clips that were spoken and not understood."""
     mean = mean_cer(checks)

@@ -10,7 +10,7 @@ import json
 import logging
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors.torch import save_file
 
 from f5lab import bars, catalogue, diagnosis, models, provenance, samplers, spellings
-from f5lab.bundle_speech import UNDERSTOOD, Check, mean_cer, misheard, speak
+from f5lab.bundle_speech import UNDERSTOOD, Check, is_understood, mean_cer, misheard, speak
 from f5lab.checkpoints import EMA_PREFIX, open_checkpoint
 from f5lab.errors import BundleError, CaseError
 from f5lab.faults import weight_faults
@@ -67,13 +67,23 @@ def bundle_recipe(case: Case) -> Recipe:
 
 def _examined(case: Case) -> tuple[Exam, list[Suspicion]]:
     exam = Exam(case, asr="")
+    refuse_unknown_options(exam)
+    return exam, diagnosis.examine(exam)
+
+
+def refuse_unknown_options(exam: Exam) -> None:
+    """Refuse a case of which nobody knows how its model was built: a bundle of it would be a guess.
+
+    Raises
+    ------
+    BundleError
+    """
     if exam.truth.known["arch"] == "assumed":
         raise BundleError(
             "the options that no shape shows are neither stated nor can be inferred"
             + (f" ({exam.truth.problem})" if exam.truth.problem else ""),
             next_step="state training.arch, or give prompts whose recordings have their texts",
         )
-    return exam, diagnosis.examine(exam)
 
 
 def _as_trained(exam: Exam, found: Iterable[Suspicion]) -> Recipe:
@@ -84,8 +94,8 @@ def _as_trained(exam: Exam, found: Iterable[Suspicion]) -> Recipe:
 
 
 def write_bundle(
-    case: Case, out: Path, *, recipe: Recipe | None = None, verify: bool = True, device: str = "auto"
-) -> dict[str, Any]:
+    case: Case, out: Path, *, recipe: Recipe | None = None, verify: bool = True, device: str = "auto", notes: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Write a folder that the stock F5-TTS command line speaks with.
 
     Parameters
@@ -100,6 +110,8 @@ def write_bundle(
         Speak up to four prompts through ``run.sh`` and score what Whisper hears.
     device : str
         Where the check computes: "auto", "cuda", "mps" or "cpu".
+    notes : sequence of str
+        What else is to be said of it to whoever gets it.
 
     Returns
     -------
@@ -115,27 +127,27 @@ def write_bundle(
         The case's files are not what they should be; the weights do not load strictly.
     """
     out = free_folder(out, BundleError)
-    left: list[str] = []
+    said = list(notes)
     if recipe is None:
         bars.stage("finding out what is wrong")
         exam, found = _examined(case)
         recipe = _as_trained(exam, found)
-        left = not_repaired(exam, found, recipe)
+        said += not_repaired(exam, found, recipe)
     device = models.pick_device(device)
     _refuse_impossible(case, recipe)
     vocab = read_vocab(recipe.vocab)
     spelling = _spelling(case, recipe, vocab)
     with new_folder(out, BundleError) as folder:
-        notes = _write_parts(case, recipe, vocab, spelling, folder) + left
+        said = _write_parts(case, recipe, vocab, spelling, folder) + said
         bars.stage("loading what was written")
         _load_strictly(recipe, folder)
-        _write_programs(case, recipe, spelling, notes, [], folder)
+        _write_programs(case, recipe, spelling, said, [], folder)
         if verify:
             bars.stage("speaking it by the stock command line, and hearing it")
         checks = speak(case, folder, device) if verify else []
-        notes += misheard(checks)
-        _write_programs(case, recipe, spelling, notes, checks, folder)
-        facts = _facts(case, recipe, spelling, notes, checks, folder)
+        said += misheard(checks)
+        _write_programs(case, recipe, spelling, said, checks, folder)
+        facts = _facts(case, recipe, spelling, said, checks, folder)
         write_text(folder / MANIFEST, json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
     logger.info("bundle written to %s", out)
     return facts
@@ -156,6 +168,8 @@ def _verified(facts: Mapping[str, Any]) -> str:
     """Return whether the bundle was understood, and by which rule."""
     if not facts["checks"]:
         return "no, it was not spoken"
+    if facts["mean_cer"] is None:
+        return "no: it was spoken, but the texts have no letters to compare"
     answer, rule = ("yes", "at most") if facts["verified"] else ("no", "above")
     return f"{answer}: spoken by the stock command line, its mean CER is {rule} {UNDERSTOOD}"
 
@@ -415,7 +429,7 @@ def _facts(
         "sources": sources,
         "stand_ins": spelling.changed if spelling else {},
         "notes": notes,
-        "verified": bool(checks) and not misheard(checks),
+        "verified": is_understood(checks),
         "mean_cer": mean_cer(checks),
         "checks": [vars(check) for check in checks],
         "files": {f.relative_to(folder).as_posix(): sha256_file(f) for f in files},

@@ -408,7 +408,7 @@ def test_people_are_told_how_to_speak_with_it_and_not_every_digest(bundle: Path)
     facts = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     told = bundles.summary(facts, "Bom dia.", Path("my folder"))
     assert told["speak"] == "'my folder/run.sh' 'Bom dia.'" and told["verified"] == "no, it was not spoken"
-    heard = facts | {"checks": [{"text": "Bom dia.", "heard": "Bom dia.", "cer": 0.0}], "verified": True}
+    heard = facts | {"checks": [{"text": "Bom dia.", "heard": "Bom dia.", "cer": 0.0}], "verified": True, "mean_cer": 0.0}
     assert bundles.summary(heard, "Bom dia.", Path("x"))["verified"] == "yes: spoken by the stock command line, its mean CER is at most 0.5"
     assert [row["what"] for row in told["changes"]] == ["pe_attn_head", "text_mask_padding", "front end"]
     assert not {"files", "sources", "recipe"} & set(told)
@@ -418,3 +418,4 @@ def test_a_clip_that_nobody_understands_is_named_where_the_others_are_understood
     clips = [bundle_speech.Check(f"p0{i}", "Oi.", f"spoken/p0{i}.wav", "oi", cer, 1.0) for i, cer in enumerate((0.0, 0.9, 0.1, None))]
     (said,) = bundle_speech.misheard(clips)
     assert "1 of 4 clips not: p01 (CER 0.90)" in said
+    assert bundle_speech.is_understood(clips) and not bundle_speech.is_understood(clips[3:]) and not bundle_speech.is_understood([])

@@ -39,7 +39,7 @@ def exam_of(raw: dict[str, torch.Tensor], average: dict[str, torch.Tensor], fold
     other = open_checkpoint(save_trainer(folder / "base.pt", base, ema_state(base, 12_000))) if base else None
     return SimpleNamespace(checkpoint=checkpoint, base=other, study=ema.study(checkpoint, other), weights=checkpoint.weights,
                            inference=SimpleNamespace(weights=loads), truth=truth or SimpleNamespace(problem="not asked", identifiable=False),
-                           case=SimpleNamespace(base_vocab=None), **more)  # fmt: skip
+                           **more)  # fmt: skip
 
 
 def with_nan(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

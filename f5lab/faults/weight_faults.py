@@ -280,11 +280,12 @@ def _strayed(exam: Exam) -> Suspicion | None:
 
 
 def _below_base(exam: Exam) -> Suspicion | None:
-    """Name weights that explain real speech far worse than the base that training started from."""
-    if exam.base is None or exam.truth.problem:
+    """Name weights that explain real speech far worse than the base that training started from, all settings the same: what is
+    wrong with those spoils both."""
+    if exam.base is None or exam.truth.problem or any(_is_off(_rope(exam, slot)) for slot in exam.checkpoint.slots):
         return None
     recipe = exam.truth.recipe
-    start = recipe.but(checkpoint=exam.base.path, weights=base_slot(exam.base), vocab=exam.case.base_vocab or recipe.vocab)
+    start = recipe.but(checkpoint=exam.base.path, weights=base_slot(exam.base))
     try:
         worse = exam.probe.compare(Hypothesis(start), Hypothesis(recipe))
     except LabError:  # of another shape, or no checkpoint of this architecture

@@ -4,6 +4,7 @@ Streaming: one checkpoint is open at a time, besides the base. Resumable: each f
 """
 
 import gc
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ import numpy as np
 from f5lab import checkpoints, discovery, models, oracles, probes, provenance, training_sets
 from f5lab.checkpoints import Checkpoint
 from f5lab.errors import CaseError, LabError
+from f5lab.faults.setting_faults import HIDDEN
 from f5lab.paths import write_text
 from f5lab.scale import series_rows
 from f5lab.scale.ledgers import Ledger
 from f5lab.scale.series_rows import Bench, Booth
 from f5lab.scale.trends import Choice, choose
-from f5lab.specs import Case, load_case, name_of
+from f5lab.specs import Case, Recipe, load_case, name_of
 from f5lab.statistics import SHARE, cluster_mean, geometric_mean
 
 LEDGER = "rows.jsonl"
@@ -246,12 +248,22 @@ def _bench(case: Case, paths: list[Path], ledger: Ledger, plan: Plan, notes: lis
         notes.append(
             "The text hardly matters to these weights, so the settings as trained are as stated or implied, not inferred."
         )
+    notes.append(_settings_sentence(recipe, known["known"]))
     notes += _heard_in_training(case, len(items), plan.recordings)
     if len(items) < 3:
         notes.append(
             f"Only {len(items)} recordings: intervals are over noise draws and say nothing about other recordings."
         )
     return Bench(case, recipe, tuple(items), plan.draws, device)
+
+
+def _settings_sentence(recipe: Recipe, known: dict[str, str]) -> str:
+    """Say what no shape shows of the settings that every checkpoint is measured with: a user needs the same."""
+    options = models.full_options(recipe.backbone, recipe.arch)
+    hidden = {name: options[name] for name in sorted(item.removeprefix("arch.") for item in HIDDEN) if name in options}
+    told = ", ".join(f"{name} {json.dumps(value)}" for name, value in hidden.items())
+    return (f"Measured, and spoken where --listen asks for it, with the settings as trained: {told} ({known.get('arch', 'stated')}), front end "
+            f"{recipe.front_end} ({known.get('front_end', 'stated')}). A checkpoint speaks as measured here only when it is loaded with the same.")  # fmt: skip
 
 
 def _heard_in_training(case: Case, items: int, limit: int) -> list[str]:
@@ -326,15 +338,14 @@ def mean_interval(row: dict[str, Any], part: str, slot: str) -> tuple[float, flo
 def table_rows(series: Series) -> list[dict[str, Any]]:
     """Return the series as table rows: one a checkpoint; distances and shares in percent."""
     listed = []
+    measured = any((row.get("ema_share") or {}).get("measured") is not None for row in series.rows)
     for row in series.rows:
         share = row.get("ema_share") or {}
         shown = {"update": _update(row), "file": row["file"]}
         for slot, name in (("raw", "raw"), ("ema", "EMA")):
             shown[f"norm {name}"] = row.get("norm", {}).get(slot)
             shown[f"{name} from base %"] = _percent(row.get("from_base", {}).get(slot))
-        shown["base in EMA %"] = _percent(
-            share.get("measured") if share.get("measured") is not None else share.get("expected")
-        )
+        shown["base in EMA %" if measured else "base in EMA, computed %"] = _percent(share.get("measured" if measured else "expected"))
         for part, name in (("probe", "loss"), ("speech", "CER")):
             for slot, of in (("raw", "raw"), ("ema", "EMA")):
                 if any(slot in r.get(part, {}) for r in series.rows):

@@ -26,7 +26,7 @@ from f5lab.scale.ledgers import Ledger, digest
 from f5lab.specs import Case, Recipe, Weights, case_files
 from f5lab.weights import diffs
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what a part holds, or how it is computed, changes."""
 VERSIONED = ("f5lab", "f5-tts", "torch", "vocos", "openai-whisper")
 
@@ -172,6 +172,8 @@ def read_weights(path: Path, base: Checkpoint | None) -> dict[str, Any]:
     notes += [
         f"the {slot} weights hold values that are not finite" for slot, v in squares.items() if not math.isfinite(v)
     ]
+    if sums.left_out:
+        notes.append(f"norms and shares are without {sums.left_out:,} values that are not finite")
     return {
         "update": checkpoint.update if checkpoint.update is not None else checkpoint.legacy_step,
         "slots": list(slots), "labelled": checkpoint.labelled, "parameters": sums.n,
