@@ -267,7 +267,9 @@ def _damaged(exam: Exam, facts: Mapping[Weights, Sequence[anatomy.TensorFacts]],
 def _strayed(exam: Exam) -> Suspicion | None:
     """Name the weights that inference loads where they share no way from the base with the others, and explain speech worse."""
     comparison, own = exam.study.comparison, exam.inference.weights
-    if comparison is None or not comparison.overall.strayed or exam.truth.problem or exam.truth.recipe.weights == own:
+    if comparison is None or not comparison.overall.strayed or _has_notice(exam, "ema-uninitialised", "scratch-by-accident"):
+        return None
+    if exam.truth.problem or exam.truth.recipe.weights == own:
         return None
     worse, effect = exam.loss_effect({"weights": own})
     if worse.n < FEW_ITEMS or worse.low <= 0 or worse.mean < MATTERS:
@@ -279,10 +281,17 @@ def _strayed(exam: Exam) -> Suspicion | None:
                  n=worse.n, factors=("weights",), settings={"weights": other}, effect=effect)  # fmt: skip
 
 
+def _has_notice(exam: Exam, *ids: str) -> bool:
+    """Return whether something else is known of the slots that explains as much."""
+    return any(notice.id in ids for notice in exam.study.notices)
+
+
 def _below_base(exam: Exam) -> Suspicion | None:
     """Name weights that explain real speech far worse than the base that training started from, all settings the same: what is
     wrong with those spoils both."""
-    if exam.base is None or exam.truth.problem or any(_is_off(_rope(exam, slot)) for slot in exam.checkpoint.slots):
+    if exam.base is None or exam.truth.problem or _has_notice(exam, "scratch-by-accident"):
+        return None
+    if any(_is_off(_rope(exam, slot)) for slot in exam.checkpoint.slots):
         return None
     recipe = exam.truth.recipe
     start = recipe.but(checkpoint=exam.base.path, weights=base_slot(exam.base))
