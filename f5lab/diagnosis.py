@@ -227,7 +227,7 @@ def diagnose(
     Raises
     ------
     CheckpointError
-        The checkpoint (or base) is none of F5-TTS's.
+        The checkpoint (or base) is none of F5-TTS's, or was written anew while it was examined.
     """
     exam = Exam(case, device=device, limit=limit, draws=draws, asr=asr)
     bars.stage(f"looking for {len(catalogue.FAULTS)} faults, in files and by the probe")
@@ -237,6 +237,8 @@ def diagnose(
         suspicions = by_ear(suspicions, heard)
     else:
         suspicions = ranked([*suspicions, *unknown(UNHEARD, "Nothing was heard: listening was switched off.", "a diagnosis that listens")])
+    for file in filter(None, (exam.checkpoint, exam.base)):
+        file.confirm()
     log = log or FindingsLog(NUMBER, "")
     record(log, suspicions)
     if heard is not None:

@@ -169,7 +169,7 @@ def transcriber(case: Case, model: str = "base", device: str = "cpu") -> Transcr
         if spoken.heard and not spoken.certain:
             raise AsrError(
                 f"no language is stated, and the recordings do not tell ({spoken.heard!r}? {told})",
-                next_step="state it: language: pt in the case, or --language pt",
+                next_step="state it, by its two letters: language: in the case, or --language (pt, en, es, …)",
             )
         judge.language = spoken.heard or judge.language
     elif spoken.certain and spoken.heard != case.language and spoken.of_stated <= 1 - SURE:

@@ -5,6 +5,7 @@ Axis letters used in every docstring: ``b`` batch, ``n`` mel frames, ``d`` mel c
 """
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -350,7 +351,8 @@ def load_case(path: str | Path) -> Case:
 
 def name_of(folder: Path) -> str:
     """Return a name that a case in a folder may have: the folder's, without what a name cannot hold."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).lstrip(".") or "case"
+    plain = "".join(c for c in unicodedata.normalize("NFKD", folder.name) if not unicodedata.combining(c))
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.") or "case"
 
 
 def _explain(item: Any) -> str:
@@ -359,7 +361,7 @@ def _explain(item: Any) -> str:
         return f"{where}: unknown key"
     if item["type"] == "missing":
         return f"{where}: missing"
-    return f"{where}: {item['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {item['msg'].removeprefix('Value error, ').replace('a valid tuple', 'a list')}"
 
 
 def case_files(case: Case) -> list[tuple[str, Path]]:

@@ -245,6 +245,9 @@ def _consequence(verdict: Verdict, a: Vocab, b: Vocab, moved: int) -> str:
         return f"a checkpoint trained with one does not load with the other ({a.size} against {b.size} tokens)"
     if verdict == "same-lookups":
         return "none: the tokens that differ fall to the index of the unknown, which is the same"
+    beyond = next((token for token, index in b.char_map.items() if index >= b.size and index != a.char_map.get(token)), None)
+    if beyond is not None:
+        return f"loads without an error, and stops with an IndexError at the first {beyond!r}: the embedding has no such row"
     if moved:
         return f"loads without an error; {moved} symbols are spoken as other symbols: fluent babble in the right voice"
     return "loads without an error; only the symbols that differ are spoken wrong or left out"

@@ -1,5 +1,6 @@
 """What must not mislead: weights that inference does not load, an EMA that averages nothing, recipes that differ from case to case."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,16 +11,16 @@ import pytest
 import torch
 from toy_checkpoints import ema_state, save_trainer, state
 
-from f5lab import ema, paths, samplers
+from f5lab import diagnosis, ema, paths, samplers, vocabs
 from f5lab.asr import Transcriber
 from f5lab.audio import Wave
 from f5lab.checkpoints import open_checkpoint
-from f5lab.errors import CaseError, ModelError
+from f5lab.errors import CaseError, CheckpointError, ModelError
 from f5lab.faults import text_faults, weight_faults
 from f5lab.faults.examinations import Exam
 from f5lab.faults.weight_faults import EMA_FAULTS
 from f5lab.scale import sweep_tasks, sweeps
-from f5lab.specs import Arch, load_case
+from f5lab.specs import Arch, load_case, name_of
 from f5lab.statistics import Estimate
 
 HEAD = "transformer.proj_out.bias"
@@ -230,3 +231,33 @@ def test_options_without_the_width_are_refused_as_a_case(tmp_path: Path) -> None
     with pytest.raises(CaseError, match="pe_attn_head and no dim"):
         Arch(pe_attn_head=1).resolve()
     assert Arch(preset="F5TTS_v1_Base", pe_attn_head=1).resolve()[1]["pe_attn_head"] == 1
+
+
+# files
+
+
+def test_a_repeated_token_stops_inference_and_is_not_babble(tmp_path: Path) -> None:
+    plain, doubled = tmp_path / "plain.txt", tmp_path / "doubled.txt"
+    plain.write_text(" \na\nb\nc\n", encoding="utf-8")
+    doubled.write_text(" \na\nb\nc\na\n", encoding="utf-8")
+    says = vocabs.compare(vocabs.read_vocab(plain), vocabs.read_vocab(doubled)).consequence
+    assert "IndexError at the first 'a'" in says and "babble" not in says
+
+
+def test_a_checkpoint_that_was_replaced_meanwhile_gets_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    case = load_case(paths.default_case())
+    used, other = tmp_path / "model_last.pt", tmp_path / "next.pt"
+    for target in (used, other):
+        shutil.copy(case.checkpoint, target)
+
+    def train_on(exam: Exam) -> list[Any]:
+        other.replace(used)
+        return []
+
+    monkeypatch.setattr(diagnosis, "examine", train_on)
+    with pytest.raises(CheckpointError, match="changed"):
+        diagnosis.diagnose(case.model_copy(update={"checkpoint": used}), device="cpu", listen=False)
+
+
+def test_a_case_is_named_after_its_folder_in_plain_letters() -> None:
+    assert [name_of(Path(name)) for name in ("voz joão", ".hidden", "日本")] == ["voz-joao", "hidden", "case"]

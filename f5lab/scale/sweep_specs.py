@@ -157,7 +157,7 @@ def _beside(folder: Path, given: str, pattern: bool) -> str:
 
 
 def _reason(item: Any) -> str:
-    return "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+    return "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
 
 
 def find_cases(sweep: Sweep) -> Iterator[tuple[Case, Path]]:
@@ -172,13 +172,13 @@ def find_cases(sweep: Sweep) -> Iterator[tuple[Case, Path]]:
     for given in sweep.checkpoints:
         found = sorted((Path(p) for p in _expanded(given)), key=_in_order)
         if not found:
-            raise CaseError(f"no checkpoint {given}", next_step="correct checkpoints:")
+            raise CaseError(f"no checkpoint {given}", next_step="correct the paths under checkpoints:, which are relative to the sweep file")
         files += [p.resolve() for p in found if p.resolve() not in files]
     cases = [load_case(path) for path in sweep.cases]
     names = [case.name for case in cases]
     if len(set(names)) < len(names):
         raise CaseError(
-            "cases of one name", offenders={n for n in names if names.count(n) > 1}, next_step="give each its own name:"
+            "cases of one name", offenders={n for n in names if names.count(n) > 1}, next_step="give one of them another name (the line name: in its case file)"
         )
     if isinstance(sweep.prompts, tuple):
         known = {prompt.id for case in cases for prompt in case.prompts}
