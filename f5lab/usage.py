@@ -79,7 +79,7 @@ def sentence(used: Mapping[str, Any]) -> str:
         for name, part in used["parts"].items()
     ]
     told.append(f"the rest {rest:.0f} s ({100 * rest / whole:.0f} %)")
-    line = f"Of {whole:.0f} s: {', '.join(told)}."
+    line = f"Of {whole:.0f} s: {', '.join(told)}." if used["parts"] else f"{whole:.0f} s, no synthesis, Whisper or probe among them."
     if gpu := used["gpu"]:
         line += f" At most {gpu['peak_bytes'] / 2**30:.1f} of {gpu['total_bytes'] / 2**30:.0f} GiB of {gpu['name']}."
     return line

@@ -49,6 +49,7 @@ def test_processes_are_summed_and_the_highest_peak_is_kept() -> None:
     assert "probe 5 s (7 %, 10 forward passes)" in line and "the rest 60 s (86 %)" in line
     assert "3.0 of 80 GiB of GPU" in line
     assert usage.joined([]) is None
+    assert usage.sentence({"seconds": 11.2, "parts": {}, "gpu": None}) == "11 s, no synthesis, Whisper or probe among them."
 
 
 def test_a_notebooks_last_table_hands_it_on() -> None:
