@@ -79,7 +79,7 @@ def _informed(case: Case, device: str) -> tuple[Case, dict[str, str]]:
     recipe, found = settings_of(case, ledger, device=device, recordings=RECORDINGS, draws=1)
     arch = Arch.model_validate({"backbone": recipe.backbone, **recipe.arch})
     told = case.training.model_copy(update={"arch": arch, "front_end": recipe.front_end})
-    return case.model_copy(update={"training": told}), found["known"]
+    return case.model_copy(update={"training": told}), {name: found["known"].get(name, "stated") for name in ("arch", "front_end")}
 
 
 def notes(tasks: Iterable[dict[str, Any]]) -> list[str]:
