@@ -107,10 +107,11 @@ _WEIGHTS = (
         "|R - P| / |P| is nearly zero, and the scheduler's own rates explain it.",
         "Shorten the warm-up or reset the schedule, then train.", _threads(1029, 1259)),
     Fault("weight-damage", "weights", "Damaged weights",
-        "A merge, conversion or half-written file left NaN, zeros or misplaced values in some tensors.",
-        "silent", "Silence from NaN, or buzz.",
-        "Values that are not finite; a tensor whose norm or direction is far from the base's while its neighbours are not.",
-        "Take the file from before the damage."),
+        "A merge, conversion or half-written file left NaN, zeros or misplaced values in some tensors, or training diverged.",
+        "silent", "Silence from NaN, buzz, or noise.",
+        "Values that are not finite; a tensor far from the base's while its neighbours are not; an EMA that did not come the raw weights' "
+        "way from the base; a loss on real clips far above the base's.",
+        "Take the file from before the damage, or its other set of weights where the verdict says that one is better."),
 )
 _ARCHITECTURE = (
     Fault("load-raises", "architecture", "Inference builds a model that the weights do not fit",
