@@ -11,15 +11,15 @@ import pytest
 import torch
 from toy_checkpoints import ema_state, save_trainer, state
 
-from f5lab import diagnosis, ema, paths, samplers, vocabs
+from f5lab import blends, diagnosis, ema, paths, samplers, vocabs
 from f5lab.asr import Transcriber
 from f5lab.audio import Wave
 from f5lab.checkpoints import open_checkpoint
-from f5lab.errors import CaseError, CheckpointError, ModelError
+from f5lab.errors import BundleError, CaseError, CheckpointError, ModelError
 from f5lab.faults import text_faults, weight_faults
 from f5lab.faults.examinations import Exam
 from f5lab.faults.weight_faults import EMA_FAULTS
-from f5lab.scale import sweep_tasks, sweeps
+from f5lab.scale import series, series_rows, sweep_tasks, sweeps
 from f5lab.specs import Arch, load_case, name_of
 from f5lab.statistics import Estimate
 
@@ -261,3 +261,23 @@ def test_a_checkpoint_that_was_replaced_meanwhile_gets_no_verdict(monkeypatch: p
 
 def test_a_case_is_named_after_its_folder_in_plain_letters() -> None:
     assert [name_of(Path(name)) for name in ("voz joão", ".hidden", "日本")] == ["voz-joao", "hidden", "case"]
+
+
+# what is handed over
+
+
+def test_a_blend_of_options_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    exam: Any = SimpleNamespace(truth=SimpleNamespace(known={"arch": "assumed"}, problem=""))
+    with pytest.raises(BundleError, match="neither stated nor can be inferred"):
+        blends.export(exam, None, None, tmp_path / "out")  # type: ignore[arg-type]
+
+
+def test_a_series_says_which_settings_it_measured_with() -> None:
+    recipe = samplers.repaired_recipe(load_case(paths.default_case()))
+    says = series._settings_sentence(recipe, {"arch": "inferred", "front_end": "stated"})
+    assert "pe_attn_head 1, text_mask_padding false (inferred), front end raw (stated)" in says
+
+
+def test_norms_without_values_that_are_not_finite_say_so(tmp_path: Path) -> None:
+    path = save_trainer(tmp_path / "model_200.pt", with_nan(state(0)), ema_state(state(0)), update=200)
+    assert any("without 1 values that are not finite" in note for note in series_rows.read_weights(path, None)["notes"])
