@@ -222,10 +222,11 @@ _AUDIO = (
         "Record or normalise the reference.", _threads(356, 934)),
 )
 _DURATION = (
-    Fault("duration-byte-ratio", "duration", "Duration guessed from bytes",
-        "Frames are reference frames times bytes of gen_text over bytes of ref_text: wrong across scripts, and for a slow or halting reference.",
+    Fault("duration-byte-ratio", "duration", "Duration that does not fit the text",
+        "Frames are reference frames times bytes of gen_text over bytes of ref_text: wrong across scripts, and for a slow or halting reference. "
+        "A fix_duration includes the reference, and one that is no longer leaves nothing for the new text.",
         "silent", "Too fast or too slow, words dropped or made up.",
-        "Predicted seconds a letter against the recordings; the true duration repairs it.",
+        "Predicted seconds a letter against the recordings, or fix_duration against the references; the true duration repairs it.",
         "Give fix_duration or speed, or a reference of normal pace in the same script.", _threads(11, 811, 876)),
     Fault("short-text-speed", "duration", "Texts under ten bytes are slowed to 0.3",
         "infer_process sets speed 0.3 for a gen_text below ten bytes.",

@@ -159,7 +159,7 @@ def test_few_recordings_do_not_tell_that_training_saw_no_capitals(case: Case, re
     assert found.outcome == outcome
 
 
-@pytest.mark.parametrize("change", [{"fix_duration": 0.5}, {"speed": 3.0}, {"speed": 0.2}], ids=str)
+@pytest.mark.parametrize("change", [{"fix_duration": 2.0}, {"speed": 3.0}, {"speed": 0.2}], ids=str)
 def test_a_chosen_duration_is_not_the_byte_rules_doing(case: Case, change: dict[str, float]) -> None:
     odd = case.model_copy(update={"inference": case.inference.model_copy(update=change)})
     exam = Exam(odd, device="cpu", limit=4, asr="")
@@ -401,7 +401,7 @@ def test_a_repair_speaks_with_the_weights_that_its_bundle_holds() -> None:
     """The probe may like the raw weights better; while no cause says so, neither the repaired clip nor the bundle has them."""
     exam = Exam(load_case(paths.default_case()), device="cpu", asr="")
     exam.truth = replace(exam.truth, recipe=exam.truth.recipe.but(weights="raw"))
-    lag = Suspicion("ema-lag-inherited", "cause", "Seen.", 0.95, 0.5, factors=("weights",))
+    lag = Suspicion("ema-lag-inherited", "cause", "Seen.", 0.95, 0.5, factors=("weights",), settings={"weights": "raw"})
     for found, weights in (([], "ema"), ([replace(lag, outcome="unknown")], "ema"), ([lag], "raw")):
         assert listening._repaired(exam, found).weights == bundles._as_trained(exam, found).weights == weights
 
