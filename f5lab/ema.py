@@ -38,6 +38,7 @@ from f5lab.errors import CheckpointError, LabError
 from f5lab.weights import diffs, pairs, slots
 from f5lab.weights.diffs import Comparison
 from f5lab.weights.stored_scans import base_slot, scan_checkpoint, weights_of
+from f5lab.weights.sums import ROUNDED
 
 BETA = 0.9999
 UPDATE_EVERY = 10
@@ -232,7 +233,7 @@ def base_share(
     overall = comparison.overall if comparison is not None and comparison.has_base else None
     if overall is None:
         limits.append("no base given: the share is not measured")
-    elif (overall.rounding_share or 0) > 0.3:
+    elif (overall.rounding_share or 0) > ROUNDED:
         limits.append("the EMA moved little more than its stored precision: the measured share is rounding")
     alpha = overall.alpha if overall is not None else None
     if overall is not None and overall.base_between:

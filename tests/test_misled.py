@@ -180,8 +180,8 @@ def test_what_is_left_out_of_a_comparison_is_named() -> None:
 
 @pytest.mark.parametrize(("n", "decided"), [(2, False), (4, False), (6, True)])
 def test_few_differences_that_happen_to_be_equal_decide_nothing(n: int, decided: bool) -> None:
-    found = sweeps.best(framed(rows("a", "x", "v", [0.0] * n), rows("b", "x", "v", [0.125] * n)))
-    assert found is not None and found.decided is decided and f"+0.12 in each of {n}" in found.says
+    found = sweeps.best(framed(rows("a", "x", "v", [0.1 * i for i in range(n)]), rows("b", "x", "v", [0.1 * i + 0.3 for i in range(n)])))
+    assert found is not None and found.decided is decided and f"+0.3 in each of {n}" in found.says
 
 
 # lengths
@@ -193,6 +193,9 @@ def test_a_fixed_length_that_the_reference_takes_up_is_named(fixed: float, outco
     case = case.model_copy(update={"inference": case.inference.model_copy(update={"fix_duration": fixed}), "prompts": case.prompts[:2]})
     found = {item.id: item for item in text_faults.detect_length(Exam(case, device="cpu", asr=""))}
     assert found["duration-byte-ratio"].outcome == outcome
+    silent = case.model_copy(update={"prompts": tuple(p.model_copy(update={"ref_text": " "}) for p in case.prompts)})
+    found = {item.id: item for item in text_faults.detect_length(Exam(silent, device="cpu", asr=""))}
+    assert found["duration-byte-ratio"].outcome == "unknown"
 
 
 def test_a_row_that_fails_in_an_unforeseen_way_says_so_and_a_machines_failure_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,6 +310,8 @@ def _fixed_length(exam: Exam) -> list[Suspicion]:
     """Look for a fixed length that the reference, which is part of it, takes up."""
     name, fixed = "duration-byte-ratio", exam.inference.fix_duration
     timed = [t for p in exam.case.prompts if (t := prompt_timing.timing(p, exam.inference)) is not None]
+    if not timed:
+        return unknown(name, "No reference could be timed: each is too quiet, too long or without a text.", "a reference that can")
     full = [t.prepared_s for t in timed if t.given_s < LEAST_NEW_S]
     if not full:
         return refuted(name, "The byte rule is not used: fix_duration is set, and longer than the references.")

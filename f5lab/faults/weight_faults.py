@@ -27,11 +27,11 @@ EMPTY = 0.2
 GROWN = 5.0
 """A bias is damaged when it is this many times as large as the base's largest."""
 BETWEEN = "raw against EMA"
+"""How the change between the two sets of weights is called, which does not say which of them is at fault."""
 ROPE_RAD = 0.3
 """Rotary phase error at frame 1000 that is named. Rounding to float16 gives 0.16 rad: upstream's own cast on CUDA does it."""
 SPOILT = 0.5
 """Weights are damaged when their loss is at least this share above that of the base they come from."""
-STRAYED = "ema-strayed"
 EMA_FAULTS = ("ema-lag-inherited", "ema-lag-fresh", "ema-frozen", "ema-uninitialised", "raw-ema-swapped")
 
 
@@ -46,7 +46,7 @@ def detect_ema(exam: Exam) -> list[Suspicion]:
     if {item.id for item in found if item.outcome == "cause"} & {*EMA_FAULTS, "scratch-by-accident", "lr-dead"}:
         return found
     if exam.inference.weights != "ema":
-        beside = "".join(f" Of the EMA: {notices[name]}." for name in (*EMA_FAULTS, STRAYED) if name in notices)
+        beside = "".join(f" Of the EMA: {notices[name]}." for name in (*EMA_FAULTS, "ema-strayed") if name in notices)
         return found + refuted(EMA_FAULTS, f"Inference loads raw weights.{beside}")
     if exam.checkpoint.slots == ("ema",):
         return found + _ema_alone(exam)

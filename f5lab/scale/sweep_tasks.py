@@ -28,6 +28,7 @@ from f5lab.whisper_weights import find_weights
 FORMAT = 1
 """Raised when what a task measures, or how, changes."""
 UNFORESEEN = (RuntimeError, ValueError, LookupError, ArithmeticError)
+"""What torch, numpy and the front ends raise on a clip or a text that they were not made for."""
 RECORDINGS = 8
 """Most recordings that the probe is asked about for what a case does not state of the training."""
 VERSIONED = ("f5lab", "f5-tts", "torch", "torchaudio", "vocos", "openai-whisper", "resemblyzer")

@@ -20,6 +20,11 @@ FEW_GROUPS = 3
 SLOT_COLOURS = {"raw": PALETTE[0], "ema": PALETTE[1]}
 
 
+def _without_width(estimate: Estimate) -> bool:
+    """Return whether all values are equal, but for rounding."""
+    return bool(np.isclose(estimate.low, estimate.high, rtol=0, atol=1e-9))
+
+
 @dataclass(frozen=True)
 class Rival:
     """One candidate against the best: how much higher its measure is, paired over the same recordings and noise.
@@ -33,7 +38,7 @@ class Rival:
     @property
     def tied(self) -> bool:
         """Whether the interval does not exclude that it is as good, or is one of few values that happen to be equal."""
-        return not self.worse.low > 0 or (self.worse.low == self.worse.high and self.worse.n < ALL_EQUAL_FROM)
+        return not self.worse.low > 0 or (_without_width(self.worse) and self.worse.n < ALL_EQUAL_FROM)
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Choice:
         mean = f"{scale * worse.mean:+.2g}{unit}"
         if not np.isfinite(worse.low):
             return f"{mean}, no interval from one"
-        if worse.low == worse.high:
+        if _without_width(worse):
             return f"{mean} in each of {worse.n}"
         return f"{mean} [{scale * worse.low:+.2g}, {scale * worse.high:+.2g}]"
 

@@ -12,6 +12,7 @@ def vector_cosine(dot: float, first: float, second: float) -> float | None:
     """Return dot / sqrt(first * second), the cosine of two vectors from their dot product and squared lengths."""
     return max(-1.0, min(1.0, dot / math.sqrt(first * second))) if first and second else None
 
+
 STRAYED, ROUNDED = 0.5, 0.3
 """Cosine of the ways from the base below which an EMA is no average of the raw weights' way: that of a random walk's average
 is 0.87. Where rounding makes up more than this share of its way, the cosine is rounding's."""
